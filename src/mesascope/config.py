@@ -1,0 +1,122 @@
+"""Configurations: frozen dataclasses that turn into JSON and back without loss.
+
+The JSON of a configuration is what a run stores, and its hash names the run. Every object carries its class name under
+`"type"`, so a union of dataclasses is read back as the right one. Unknown and missing fields are errors that name the
+field: a default that changes later must not silently change the meaning of a stored file.
+"""
+
+import dataclasses
+import hashlib
+import json
+import types
+import typing
+from typing import Any, Literal, TypeVar, Union
+
+from mesascope.errors import InputError, suggest
+
+Config = TypeVar("Config")
+
+SCHEMA = 1
+"""Version of the stored form. It changes when old files can no longer be read as they are."""
+
+
+def to_json(config: Any) -> Any:
+    """A configuration as plain JSON values; dataclasses become objects with their class name under `"type"`."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        fields = {field.name: to_json(getattr(config, field.name)) for field in dataclasses.fields(config)}
+        return {"type": type(config).__name__, **fields}
+    if isinstance(config, (tuple, list)):
+        return [to_json(item) for item in config]
+    if isinstance(config, dict):
+        return {key: to_json(item) for key, item in config.items()}
+    return config
+
+
+def from_json(expected: type[Config], data: Any, where: str = "config") -> Config:
+    """Read a configuration of type `expected` from JSON values.
+
+    Raises:
+        InputError: a field is unknown, missing or of the wrong type (the message gives its path), or a value is out
+            of its range.
+    """
+    return typing.cast(Config, _read(expected, data, where))
+
+
+def config_hash(config: Any) -> str:
+    """The first 12 hexadecimal digits of the SHA-256 of the canonical JSON: the name of the run it describes."""
+    canonical = json.dumps(to_json(config), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
+def _read(expected: Any, data: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(expected), typing.get_args(expected)
+    if origin in (Union, types.UnionType):
+        return _read_union(arguments, data, where)
+    if origin is Literal:
+        if data not in arguments:
+            raise InputError(f"{where}: got {data!r}, but it must be one of {', '.join(map(repr, arguments))}")
+        return data
+    if origin is tuple:
+        return _read_tuple(arguments, data, where)
+    if dataclasses.is_dataclass(expected):
+        return _read_dataclass(expected, data, where)
+    if expected is float and isinstance(data, int) and not isinstance(data, bool):
+        return float(data)
+    if expected is type(None):
+        expected = types.NoneType
+    # bool is a subclass of int, so a plain isinstance would let true pass for 1
+    if type(data) is not expected:
+        raise InputError(f"{where}: got {data!r}, but it must be of type {expected.__name__}")
+    return data
+
+
+def _read_union(members: tuple[Any, ...], data: Any, where: str) -> Any:
+    if data is None and types.NoneType in members:
+        return None
+    candidates = [member for member in members if member is not types.NoneType]
+    if isinstance(data, dict):
+        named = {member.__name__: member for member in candidates if dataclasses.is_dataclass(member)}
+        name = data.get("type")
+        if name not in named:
+            raise InputError(f"{where}.type: got {name!r}; {suggest(str(name), named)}")
+        return _read_dataclass(named[name], data, where)
+    if len(candidates) == 1:
+        return _read(candidates[0], data, where)
+    for candidate in candidates:
+        try:
+            return _read(candidate, data, where)
+        except InputError:
+            continue
+    names = ", ".join(getattr(member, "__name__", str(member)) for member in members)
+    raise InputError(f"{where}: got {data!r}, but it must be one of {names}")
+
+
+def _read_tuple(arguments: tuple[Any, ...], data: Any, where: str) -> tuple[Any, ...]:
+    if not isinstance(data, (list, tuple)):
+        raise InputError(f"{where}: got {data!r}, but it must be a list")
+    if len(arguments) == 2 and arguments[1] is Ellipsis:
+        return tuple(_read(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(data))
+    if len(data) != len(arguments):
+        raise InputError(f"{where}: got {len(data)} items, but it must have {len(arguments)}")
+    pairs = zip(arguments, data, strict=True)
+    return tuple(_read(member, item, f"{where}[{index}]") for index, (member, item) in enumerate(pairs))
+
+
+def _read_dataclass(expected: Any, data: Any, where: str) -> Any:
+    if not isinstance(data, dict):
+        raise InputError(f"{where}: got {data!r}, but it must be an object with the fields of {expected.__name__}")
+    if data.get("type", expected.__name__) != expected.__name__:
+        raise InputError(f"{where}.type: got {data['type']!r}, but it must be {expected.__name__!r}")
+    hints = typing.get_type_hints(expected)
+    names = [field.name for field in dataclasses.fields(expected)]
+    for name in data:
+        if name != "type" and name not in names:
+            raise InputError(f"{where}.{name}: no such field in {expected.__name__}; {suggest(name, names)}")
+    for name in names:
+        if name not in data:
+            raise InputError(f"{where}.{name}: field of {expected.__name__} is missing")
+    values = {name: _read(hints[name], data[name], f"{where}.{name}") for name in names}
+    try:
+        return expected(**values)
+    except InputError as error:
+        raise InputError(f"{where}.{error}") from None

@@ -1,0 +1,199 @@
+"""The Transformer of the paper, covering every architecture of its Tables 1-3.
+
+Source: arXiv 2309.05858, section "Methods". Differences from the text: (1) the position encoding is concatenated to the
+input of the query and key projections of the first layer, as in the authors' code (the text names two other places);
+(2) queries and keys are normalised by their Euclidean norm.
+"""
+
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mesascope.errors import InputError
+from mesascope.nn.attention import Attention, Record, build_attention
+from mesascope.nn.config import AttentionKind, TransformerConfig
+from mesascope.tasks.sequences import Sequences
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What `Transformer.run` returns.
+
+    Attributes:
+        predictions: `[B, T, n_s]`.
+        activations: captured activations by name.
+    """
+
+    predictions: Float[Tensor, "batch time n_s"]
+    activations: dict[str, Tensor]
+
+
+class MLP(nn.Module):
+    """W_2 GELU(W_1 x), no biases."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.W_1 = nn.Parameter(torch.empty(hidden, width))
+        self.W_2 = nn.Parameter(torch.empty(width, hidden))
+
+    def forward(self, x: Float[Tensor, "batch time d"]) -> Float[Tensor, "batch time d"]:
+        hidden = nn.functional.gelu(nn.functional.linear(x, self.W_1))
+        return nn.functional.linear(hidden, self.W_2)
+
+
+class Block(nn.Module):
+    """x <- x + attention(norm(x)); x <- x + MLP(norm(x)); then the activation clip."""
+
+    def __init__(self, kind: AttentionKind, config: TransformerConfig, position_dim: int) -> None:
+        super().__init__()
+        self.attn: Attention = build_attention(
+            kind,
+            config.width,
+            config.num_heads,
+            config.key_dim,
+            position_dim=position_dim,
+            normalise_qk=config.normalise_qk,
+        )
+        self.attn_norm = nn.LayerNorm(config.width) if config.layer_norm else nn.Identity()
+        self.mlp = None if config.mlp_dim is None else MLP(config.width, config.mlp_dim)
+        self.mlp_norm = nn.LayerNorm(config.width) if config.layer_norm and self.mlp is not None else nn.Identity()
+        self.clip = config.activation_clip
+
+    def forward(
+        self, x: Float[Tensor, "batch time d"], positions: Tensor | None = None, record: Record | None = None
+    ) -> Float[Tensor, "batch time d"]:
+        normed = self.attn_norm(x)
+        update = self.attn(normed, positions, None if record is None else _prefixed("attn", record))
+        x = x + update
+        if record is not None:
+            record("attn.in", normed)
+            record("attn.out", update)
+        if self.mlp is not None:
+            update = self.mlp(self.mlp_norm(x))
+            x = x + update
+            if record is not None:
+                record("mlp.out", update)
+        return x if self.clip is None else x.clamp(-self.clip, self.clip)
+
+
+class Transformer(nn.Module):
+    """A causal Transformer over real-valued tokens, `[B, T, n_e] -> [B, T, n_s]`. It is a Predictor.
+
+    Args:
+        config: the architecture.
+        generator: draws the initial weights, N(0, init_std^2), in the order of `named_parameters`. None: a generator
+            with seed 0.
+        name: label in tables and legends.
+    """
+
+    def __init__(
+        self, config: TransformerConfig, generator: torch.Generator | None = None, *, name: str = "Transformer"
+    ) -> None:
+        super().__init__()
+        self.config, self.name = config, name
+        position_dims = [config.position_dim or 0] + [0] * (config.num_layers - 1)
+        self.embed: nn.Parameter | None = None
+        self.unembed: nn.Parameter | None = None
+        if config.embed_dim is not None:
+            self.embed = nn.Parameter(torch.empty(config.embed_dim, config.token_dim))
+            self.unembed = nn.Parameter(torch.empty(config.prediction_dim, config.embed_dim))
+        self.blocks = nn.ModuleList(
+            Block(kind, config, position_dim)
+            for kind, position_dim in zip(config.attention, position_dims, strict=True)
+        )
+        self._initialise(generator or torch.Generator().manual_seed(0))
+
+    def forward(
+        self, tokens: Float[Tensor, "batch time n_e"], record: Record | None = None
+    ) -> Float[Tensor, "batch time n_s"]:
+        if tokens.shape[-1] != self.config.token_dim:
+            raise InputError(f"tokens: got size {tokens.shape[-1]}, but token_dim is {self.config.token_dim}")
+        x = tokens if self.embed is None else nn.functional.linear(tokens, self.embed)
+        if record is not None:
+            record("embed", x)
+        positions = None
+        if self.config.position_dim is not None:
+            positions = sinusoidal_positions(x.shape[1], self.config.position_dim).to(x)
+        for index, block in enumerate(self.blocks):
+            x = block(
+                x,
+                positions if index == 0 else None,
+                None if record is None else _prefixed(f"blocks.{index}", record),
+            )
+            if record is not None:
+                record(f"blocks.{index}.resid_post", x)
+        if self.unembed is None:
+            return x[..., : self.config.prediction_dim]
+        return nn.functional.linear(x, self.unembed)
+
+    @torch.no_grad()
+    def predict(self, sequences: Sequences) -> Float[Tensor, "batch time n_s"]:
+        """Predictions from `sequences.tokens`, without gradient."""
+        predictions: Tensor = self(sequences.tokens)
+        return predictions
+
+    def run(self, tokens: Float[Tensor, "batch time n_e"], capture: Sequence[str] = ()) -> RunResult:
+        """Predictions together with named activations; nothing stays behind on the model.
+
+        Args:
+            tokens: `[B, T, n_e]`.
+            capture: names from `activation_names`, or patterns such as `"blocks.*.resid_post"`.
+
+        Raises:
+            InputError: a name or pattern matches nothing.
+        """
+        known = self.activation_names()
+        wanted = set()
+        for pattern in capture:
+            matches = fnmatch.filter(known, pattern)
+            if not matches:
+                raise InputError(f"capture: {pattern!r} matches no activation; known: {', '.join(known)}")
+            wanted.update(matches)
+        activations: dict[str, Tensor] = {}
+
+        def record(name: str, value: Tensor) -> None:
+            if name in wanted:
+                activations[name] = value
+
+        predictions = self(tokens, record if wanted else None)
+        return RunResult(predictions, activations)
+
+    def activation_names(self) -> list[str]:
+        """Every name that `run` can capture, in the order in which they are computed.
+
+        `embed` is the residual stream before the first block and `blocks.i.resid_post` after block i; `attn.in` is what
+        the attention layer sees, `attn.q`, `attn.k`, `attn.v` are `[B, T, H, n_a]`, `attn.pattern` is `[B, H, T, T]`;
+        `attn.out` and `mlp.out` are added to the stream.
+        """
+        names = ["embed"]
+        for index, block in enumerate(self.blocks):
+            parts = ["attn.q", "attn.k", "attn.v", "attn.pattern", "attn.in", "attn.out"]
+            parts += ["mlp.out"] if block.mlp is not None else []
+            names += [f"blocks.{index}.{part}" for part in [*parts, "resid_post"]]
+        return names
+
+    @torch.no_grad()
+    def _initialise(self, generator: torch.Generator) -> None:
+        for parameter in self.parameters():
+            # matrices only: norms start as the identity and a ridge at the value its config gives
+            if parameter.dim() == 2:
+                draw = torch.randn(parameter.shape, generator=generator)
+                parameter.copy_(self.config.init_std * draw)
+
+
+def sinusoidal_positions(length: int, dim: int) -> Float[Tensor, "time dim"]:
+    """Sinusoidal position encoding, base 10,000, sine in even and cosine in odd columns."""
+    time = torch.arange(length, dtype=torch.float64)[:, None]
+    frequency = 10_000.0 ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+    encoding = torch.empty(length, dim, dtype=torch.float64)
+    encoding[:, 0::2] = torch.sin(time * frequency)
+    encoding[:, 1::2] = torch.cos(time * frequency[: dim // 2])
+    return encoding
+
+
+def _prefixed(prefix: str, record: Record) -> Record:
+    return lambda name, value: record(f"{prefix}.{name}", value)

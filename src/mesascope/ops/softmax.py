@@ -1,0 +1,26 @@
+"""Causal softmax attention, logits divided by sqrt(D)."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def softmax_attention(
+    q: Float[Tensor, "batch time heads d"],
+    k: Float[Tensor, "batch time heads d"],
+    v: Float[Tensor, "batch time heads d_v"],
+) -> Float[Tensor, "batch time heads d_v"]:
+    """Causal softmax attention including the diagonal, `[B, T, H, D] -> [B, T, H, Dv]`."""
+    q, k, v = (operand.transpose(1, 2) for operand in (q, k, v))
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+
+
+def softmax_attention_map(
+    q: Float[Tensor, "batch time heads d"], k: Float[Tensor, "batch time heads d"]
+) -> Float[Tensor, "batch heads time time"]:
+    """The causal map of weights: row t sums to one over the columns t' <= t."""
+    logits = q.transpose(1, 2) @ k.permute(0, 2, 3, 1) / math.sqrt(q.shape[-1])
+    future = torch.ones(logits.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
+    return logits.masked_fill(future, -math.inf).softmax(-1)

@@ -1,0 +1,90 @@
+"""Writing files so that what was there before survives whatever happens, and reading tensors back with proof."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialise
+from torch import Tensor
+
+from mesascope.errors import CheckpointError, StorageError
+
+
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Write `content` under a temporary name beside `path`, flush it to the disk and rename it.
+
+    Raises:
+        StorageError: the disk is full or the folder cannot be written; a file that was at `path` is intact.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        raise StorageError(
+            f"{path}: cannot be written ({error.strerror}); what was there before is intact. "
+            "Free space or choose another folder, then run the same command again with --resume"
+        ) from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically."""
+    write_atomically(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        CheckpointError: the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); delete its folder to start again") from error
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Write tensors and JSON metadata into one safetensors file, with a checksum of the tensors, atomically."""
+    tensors = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    header = {"metadata": json.dumps(metadata), "sha256": _checksum(tensors)}
+    write_atomically(path, serialise(tensors, metadata=header))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `write_tensors` wrote.
+
+    Raises:
+        CheckpointError: the file is missing, cut short, or its tensors do not match the stored checksum.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: corrupted checkpoint ({error}); delete it to train from the start") from error
+    if header is None or header.get("sha256") != _checksum(tensors):
+        raise CheckpointError(f"{path}: corrupted checkpoint (checksum differs); delete it to train from the start")
+    return tensors, json.loads(header["metadata"])
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].numpy().tobytes())
+    return digest.hexdigest()
