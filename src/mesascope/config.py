@@ -43,8 +43,12 @@ def from_json(expected: type[Config], data: Any, where: str = "config") -> Confi
 
 
 def config_hash(config: Any) -> str:
-    """The first 12 hexadecimal digits of the SHA-256 of the canonical JSON: the name of the run it describes."""
-    canonical = json.dumps(to_json(config), sort_keys=True, separators=(",", ":"))
+    """The first 12 hexadecimal digits of the SHA-256 of the canonical JSON: the name of the run it describes.
+
+    Equal configurations have equal hashes: an int that was given for a float counts as that float.
+    """
+    read_back = from_json(type(config), to_json(config))
+    canonical = json.dumps(to_json(read_back), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
@@ -75,7 +79,7 @@ def _read_union(members: tuple[Any, ...], data: Any, where: str) -> Any:
         return None
     candidates = [member for member in members if member is not types.NoneType]
     if isinstance(data, dict):
-        named = {member.__name__: member for member in candidates if dataclasses.is_dataclass(member)}
+        named = {member.__name__: member for member in candidates if isinstance(member, type)}
         name = data.get("type")
         if name not in named:
             raise InputError(f"{where}.type: got {name!r}; {suggest(str(name), named)}")

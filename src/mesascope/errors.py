@@ -1,7 +1,8 @@
 """Errors a user can act on. The command line prints each of them as one line and exits with status 2."""
 
+from collections.abc import Iterable
 from difflib import get_close_matches
-from typing import Any, Iterable
+from typing import Any
 
 
 class MesascopeError(Exception):

@@ -150,7 +150,9 @@ class MesaAttention(Attention):
         normalise_qk: bool = False,
     ) -> None:
         super().__init__(width, num_heads, key_dim, position_dim=position_dim, normalise_qk=normalise_qk)
-        self.raw_ridge = nn.Parameter(torch.full((num_heads,), math.log(math.expm1(initial_ridge))))
+        # log(exp(r) - 1), the inverse of softplus, written so that a large ridge does not overflow
+        raw = initial_ridge + math.log(-math.expm1(-initial_ridge))
+        self.raw_ridge = nn.Parameter(torch.full((num_heads,), raw))
 
     @property
     def ridge(self) -> Float[Tensor, " heads"]:

@@ -26,9 +26,9 @@ def linear_attention(
     (arXiv 2309.05858, Proposition 1). Exact in the dtype of its inputs; O(T^2) time and memory per head. Differentiable
     once.
     """
-    batch, time, heads, _ = q.shape
-    q, k, v = (operand.transpose(1, 2).reshape(batch * heads, time, -1) for operand in (q, k, v))
-    output: Tensor = _LinearAttention.apply(q, k, v)
+    batch, _, heads, _ = q.shape
+    q, k, v = (operand.transpose(1, 2).flatten(0, 1) for operand in (q, k, v))
+    output: Tensor = _LinearAttention.apply(q, k, v)  # type: ignore[no-untyped-call]
     return output.unflatten(0, (batch, heads)).transpose(1, 2)
 
 

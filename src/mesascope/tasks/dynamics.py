@@ -122,9 +122,7 @@ class Dynamics:
         require(1 <= self.n_s <= self.n_h, "n_s", self.n_s, f"between 1 and n_h ({self.n_h})")
         require(self.length >= 2, "length", self.length, "at least 2 (T, the number of predictions)")
         require(self.noise_std >= 0, "noise_std", self.noise_std, "at least 0")
-        require(
-            self.observation_noise_std >= 0, "observation_noise_std", self.observation_noise_std, "at least 0"
-        )
+        require(self.observation_noise_std >= 0, "observation_noise_std", self.observation_noise_std, "at least 0")
         if self.emission is None and self.n_s != self.n_h:
             raise InputError(
                 f"emission: got None with n_s = {self.n_s} and n_h = {self.n_h}; a state that is observed itself needs "
@@ -136,9 +134,7 @@ class Dynamics:
         """n_e, the size of a token."""
         return self.tokens.width(self.n_s)
 
-    def sample(
-        self, batch_size: int, generator: torch.Generator, *, dtype: torch.dtype = torch.float32
-    ) -> Sequences:
+    def sample(self, batch_size: int, generator: torch.Generator, *, dtype: torch.dtype = torch.float32) -> Sequences:
         """Draw `batch_size` sequences. The same generator state gives the same bits."""
         require(batch_size >= 1, "batch_size", batch_size, "at least 1")
         transition = self.transition.sample(batch_size, self.n_h, generator, dtype)

@@ -3,7 +3,8 @@
 Source: arXiv 2309.05858, section on in-context learning. A model is trained on dynamics only and then reads
 `x_1, y_1, x_2, y_2, ...`; it is scored on its prediction of y_i at the position of x_i.
 
-Differences from the text: (1) x_i is uniform(-1, 1) per coordinate as in the authors' code; "normal" selects the text's.
+Differences from the text: (1) x_i is uniform(-1, 1) per coordinate as in the authors' code; "normal" selects the
+text's law.
 """
 
 from dataclasses import dataclass

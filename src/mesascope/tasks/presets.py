@@ -24,13 +24,9 @@ def nonlinear(n_s: int = 10, length: int = 50, tokens: TokenScheme = PlainTokens
 
 def contracting_linear(n_s: int = 10, length: int = 50, tokens: TokenScheme = PlainTokens()) -> Dynamics:
     """W* with real eigenvalues in [0.3, 0.9], every new state clipped to [-2, 2] (Fig. 11)."""
-    return Dynamics(
-        n_s=n_s, n_h=n_s, length=length, transition=ContractingReal(), clip=ClipStates(2.0), tokens=tokens
-    )
+    return Dynamics(n_s=n_s, n_h=n_s, length=length, transition=ContractingReal(), clip=ClipStates(2.0), tokens=tokens)
 
 
-def fixed_teacher(
-    n_s: int = 10, length: int = 50, seed: int = 42, tokens: TokenScheme = PlainTokens()
-) -> Dynamics:
+def fixed_teacher(n_s: int = 10, length: int = 50, seed: int = 42, tokens: TokenScheme = PlainTokens()) -> Dynamics:
     """One W* for all sequences: nothing has to be learned in context (Fig. 12)."""
     return Dynamics(n_s=n_s, n_h=n_s, length=length, transition=FixedOrthogonal(seed), tokens=tokens)

@@ -7,6 +7,9 @@ from mesascope.errors import InputError, require
 from mesascope.nn.config import TransformerConfig
 from mesascope.tasks.dynamics import Dynamics
 
+EVALUATION_BATCH = 256
+"""Sequences per test batch."""
+
 
 @dataclass(frozen=True)
 class ConstantRate:
@@ -46,9 +49,7 @@ class WarmupCosine:
         require(self.peak > 0, "peak", self.peak, "greater than 0")
         require(0 <= self.final <= self.peak, "final", self.final, f"between 0 and peak ({self.peak})")
         require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "at least 0")
-        require(
-            self.decay_steps > self.warmup_steps, "decay_steps", self.decay_steps, "greater than warmup_steps"
-        )
+        require(self.decay_steps > self.warmup_steps, "decay_steps", self.decay_steps, "greater than warmup_steps")
 
     def __call__(self, step: int) -> float:
         """Learning rate of step `step`, counted from 0."""

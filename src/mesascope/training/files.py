@@ -33,12 +33,13 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
         raise StorageError(
             f"{path}: cannot be written ({error.strerror}); what was there before is intact. "
             "Free space or choose another folder, then run the same command again with --resume"
         ) from error
+    finally:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -73,13 +74,13 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            header = file.metadata()
+            header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (OSError, SafetensorError) as error:
+        if header.get("sha256") != _checksum(tensors):
+            raise CheckpointError(f"{path}: corrupted checkpoint (checksum differs); delete it to train from the start")
+        return tensors, json.loads(header.get("metadata", ""))
+    except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{path}: corrupted checkpoint ({error}); delete it to train from the start") from error
-    if header is None or header.get("sha256") != _checksum(tensors):
-        raise CheckpointError(f"{path}: corrupted checkpoint (checksum differs); delete it to train from the start")
-    return tensors, json.loads(header["metadata"])
 
 
 def _checksum(tensors: Mapping[str, Tensor]) -> str:

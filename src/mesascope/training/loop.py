@@ -1,8 +1,9 @@
 """The training loop: AdamW on fresh sequences, exact resume, stop on divergence.
 
-A run folder holds `config.json`, `environment.json`, `metrics.jsonl` (one line per evaluation), `checkpoint.safetensors`
-(weights, optimiser and random state in one file, replaced atomically), `snapshots/` and, at the end,
-`weights.safetensors`. A training that is killed at any moment and started again on its folder ends with the same bits.
+A run folder holds `config.json`, `environment.json`, `metrics.jsonl` (one line per evaluation),
+`checkpoint.safetensors` (weights, optimiser and random state in one file, replaced atomically), `snapshots/` and, at
+the end, `weights.safetensors`. A training that is killed at any moment and started again on its folder ends with the
+same bits.
 """
 
 import json
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NoReturn
 
 import torch
 from jaxtyping import Float
@@ -18,15 +20,13 @@ from torch import Tensor
 
 from mesascope.config import SCHEMA, from_json, to_json
 from mesascope.environment import describe_environment
-from mesascope.errors import CheckpointError, DivergenceError
+from mesascope.errors import CheckpointError, DivergenceError, InputError
 from mesascope.nn.transformer import Transformer
 from mesascope.tasks.sequences import Sequences
-from mesascope.training.config import ClipGradNorm, ClipGradValue, TrainingConfig
+from mesascope.training.config import EVALUATION_BATCH, ClipGradNorm, ClipGradValue, TrainingConfig
 from mesascope.training.files import read_json, read_tensors, write_atomically, write_json, write_tensors
 from mesascope.training.memory import require_memory
 from mesascope.training.seeds import stream
-
-EVALUATION_BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,7 @@ def sequence_loss(
     return 0.5 * (predictions - targets).square().sum(-1).mean()
 
 
-def train(
-    config: TrainingConfig, folder: Path, on_progress: Callable[[Progress], None] | None = None
-) -> Transformer:
+def train(config: TrainingConfig, folder: Path, on_progress: Callable[[Progress], None] | None = None) -> Transformer:
     """Train a model, or go on where `folder` stopped; a finished folder is only read.
 
     Args:
@@ -78,32 +76,49 @@ def train(
         return load_model(folder)
     require_memory(config)
     torch.set_num_threads(config.threads)
-    state = _TrainingState(config)
+    state = TrainingState(config)
     if (folder / "checkpoint.safetensors").exists():
         state.restore(folder)
     else:
         write_json(folder / "config.json", {"schema": SCHEMA, "config": to_json(config)})
         write_json(folder / "environment.json", describe_environment())
-    _drop_metrics_after(folder, state.step)
-    test = test_sequences(config)
-    start_step, start_time = state.step, time.monotonic()
+    _keep_metrics_until(folder, state.step if state.step > 0 else -1)
+    try:
+        _run(state, folder, on_progress)
+    except DivergenceError as error:
+        raise DivergenceError(f"{error}. {_kept(folder)}") from None
+    write_tensors(folder / "weights.safetensors", state.model.state_dict(), {"step": state.step})
+    (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+    return state.model
+
+
+def _run(state: "TrainingState", folder: Path, on_progress: Callable[[Progress], None] | None) -> None:
+    config, test = state.config, test_sequences(state.config)
+    start_step, start_time, start_seconds = state.step, time.monotonic(), state.seconds
     while True:
-        if state.step % config.evaluate_every == 0 or state.step == config.steps:
+        state.seconds = start_seconds + time.monotonic() - start_time
+        # a checkpoint is written after the evaluation at its step, so a resumed run has that one already
+        resumed_here = state.step == start_step > 0
+        if not resumed_here and (state.step % config.evaluate_every == 0 or state.step == config.steps):
             _append_metrics(folder, state, test)
         if config.snapshot_every is not None and state.step % config.snapshot_every == 0:
             path = folder / "snapshots" / f"{state.step:07d}.safetensors"
             write_tensors(path, state.model.state_dict(), {"step": state.step})
         if state.step == config.steps:
-            break
+            return
         if state.step % config.checkpoint_every == 0 and state.step > start_step:
             state.save(folder)
-        loss = state.advance(folder)
+        loss = state.update(state.draw())
         if on_progress is not None:
             rate = (state.step - start_step) / max(time.monotonic() - start_time, 1e-9)
             on_progress(Progress(state.step, config.steps, loss, rate))
-    write_tensors(folder / "weights.safetensors", state.model.state_dict(), {"step": state.step})
-    (folder / "checkpoint.safetensors").unlink(missing_ok=True)
-    return state.model
+
+
+def _kept(folder: Path) -> str:
+    if not (folder / "checkpoint.safetensors").exists():
+        return "No checkpoint had been due yet"
+    _, metadata = read_tensors(folder / "checkpoint.safetensors")
+    return f"The last good checkpoint, after step {metadata['step']}, is kept in {folder}"
 
 
 def test_sequences(config: TrainingConfig) -> list[Sequences]:
@@ -119,9 +134,14 @@ def load_config(folder: Path) -> TrainingConfig:
         CheckpointError: the file is missing, not JSON or of another schema.
         InputError: a field is unknown or missing.
     """
-    stored = read_json(folder / "config.json")
+    return read_config(folder / "config.json")
+
+
+def read_config(path: Path) -> TrainingConfig:
+    """The training configuration in a JSON file, `{"schema": 1, "config": {...}}`. Errors as in `load_config`."""
+    stored = read_json(path)
     if not isinstance(stored, dict) or stored.get("schema") != SCHEMA or "config" not in stored:
-        raise CheckpointError(f"{folder / 'config.json'}: is not a configuration of schema {SCHEMA}")
+        raise CheckpointError(f"{path}: is not a configuration of schema {SCHEMA}")
     return from_json(TrainingConfig, stored["config"])
 
 
@@ -135,12 +155,20 @@ def load_model(folder: Path, step: int | None = None) -> Transformer:
 
 
 def load_metrics(folder: Path) -> list[dict[str, float]]:
-    """The evaluations of a run, oldest first: step, test_loss, train_loss, learning_rate, seconds."""
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    """The evaluations of a run, oldest first: step, test_loss, train_loss, learning_rate, seconds.
+
+    Raises:
+        CheckpointError: the file is missing or a line is not JSON.
+    """
+    path = folder / "metrics.jsonl"
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); delete its folder to start again") from error
 
 
-class _TrainingState:
-    """All that changes from step to step."""
+class TrainingState:
+    """All that changes from step to step: weights, optimiser, random state and the losses since the last evaluation."""
 
     def __init__(self, config: TrainingConfig) -> None:
         self.config, self.step, self.seconds, self.train_losses = config, 0, 0.0, list[float]()
@@ -149,7 +177,7 @@ class _TrainingState:
         named = dict(self.model.named_parameters())
         ridges = [parameter for name, parameter in named.items() if name.endswith("raw_ridge")]
         others = [parameter for name, parameter in named.items() if not name.endswith("raw_ridge")]
-        groups = [{"params": others}, {"params": ridges, "weight_decay": 0.0}]
+        groups: list[dict[str, Any]] = [{"params": others}, {"params": ridges, "weight_decay": 0.0}]
         self.optimiser = torch.optim.AdamW(
             [group for group in groups if group["params"]],
             betas=config.betas,
@@ -158,22 +186,28 @@ class _TrainingState:
             fused=True,
         )
 
-    def advance(self, folder: Path) -> float:
-        """One optimiser step; returns its loss."""
-        config, begin = self.config, time.monotonic()
-        rate = config.schedule(self.step)
+    def draw(self) -> Sequences:
+        """The sequences of the next step."""
+        return self.config.task.sample(self.config.batch_size, self.generator)
+
+    def update(self, sequences: Sequences) -> float:
+        """One optimiser step on `sequences`; returns its loss.
+
+        Raises:
+            DivergenceError: the loss is not finite; the weights are as before.
+        """
+        config, rate = self.config, self.config.schedule(self.step)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        sequences = config.task.sample(config.batch_size, self.generator)
         self.optimiser.zero_grad()
         value = 0.0
         for start in range(0, config.batch_size, config.micro_batch):
             part = sequences.select(slice(start, start + config.micro_batch))
-            loss = sequence_loss(self.model(part.tokens), part.targets) * (part.batch_size / config.batch_size)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss = self.loss(part) * (part.batch_size / config.batch_size)
+            loss.backward()
             value += loss.item()
         if not math.isfinite(value):
-            self._stop_diverged(folder, value, rate)
+            self.stop_diverged(f"the loss is {value}")
         match config.gradient_clip:
             case ClipGradValue(bound):
                 torch.nn.utils.clip_grad_value_(self.model.parameters(), bound)
@@ -181,14 +215,34 @@ class _TrainingState:
                 torch.nn.utils.clip_grad_norm_(self.model.parameters(), bound)
         self.optimiser.step()
         self.step += 1
-        self.seconds += time.monotonic() - begin
         self.train_losses.append(value)
         return value
 
+    def loss(self, sequences: Sequences) -> Tensor:
+        """The loss of the model on `sequences`, with gradient.
+
+        Raises:
+            DivergenceError: a layer refuses what earlier steps have made of its weights.
+        """
+        try:
+            return sequence_loss(self.model(sequences.tokens), sequences.targets)
+        except InputError as error:
+            # before the first step the configuration is to blame, and the layer's own message says it best
+            if self.step == 0:
+                raise
+            self.stop_diverged(f"the loss cannot be computed ({error})")
+
+    def stop_diverged(self, what: str) -> NoReturn:
+        """Raise `DivergenceError`; `what` says which number is not finite."""
+        raise DivergenceError(
+            f"step {self.step}: {what} at learning rate {self.config.schedule(self.step):.2g}; try a smaller learning "
+            "rate, a longer warm-up, a smaller gradient_clip or an activation_clip"
+        )
+
     def save(self, folder: Path) -> None:
-        """Replace the checkpoint, unless the weights are not finite."""
+        """Replace the checkpoint, unless a weight is not finite."""
         if not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters()):
-            self._stop_diverged(folder, math.nan, self.config.schedule(self.step))
+            self.stop_diverged("a weight is not finite")
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         for name, parameter in self.model.named_parameters():
             moments = self.optimiser.state[parameter]
@@ -210,21 +264,10 @@ class _TrainingState:
         self.step, self.seconds = metadata["step"], metadata["seconds"]
         self.train_losses = metadata["train_losses"]
 
-    def _stop_diverged(self, folder: Path, value: float, rate: float) -> None:
-        if (folder / "checkpoint.safetensors").exists():
-            _, metadata = read_tensors(folder / "checkpoint.safetensors")
-            kept = f"the last good checkpoint, after step {metadata['step']}, is kept in {folder}"
-        else:
-            kept = "no checkpoint had been due yet"
-        raise DivergenceError(
-            f"step {self.step}: the training loss is {value} at learning rate {rate:.2g}; {kept}. Try a smaller "
-            "learning rate, a longer warm-up, a smaller gradient_clip or an activation_clip"
-        )
 
-
-def _append_metrics(folder: Path, state: _TrainingState, test: list[Sequences]) -> None:
+def _append_metrics(folder: Path, state: TrainingState, test: list[Sequences]) -> None:
     with torch.no_grad():
-        losses = [float(sequence_loss(state.model(batch.tokens), batch.targets)) for batch in test]
+        losses = [float(state.loss(batch)) for batch in test]
     record = {
         "step": state.step,
         "test_loss": sum(losses) / len(losses),
@@ -232,19 +275,17 @@ def _append_metrics(folder: Path, state: _TrainingState, test: list[Sequences]) 
         "learning_rate": state.config.schedule(state.step),
         "seconds": round(state.seconds, 3),
     }
-    if not math.isfinite(record["test_loss"] or 0.0):
-        state._stop_diverged(folder, math.nan, state.config.schedule(state.step))
+    if not math.isfinite(sum(losses)):
+        state.stop_diverged(f"the test loss is {sum(losses) / len(losses)}")
     state.train_losses = []
     path = folder / "metrics.jsonl"
     kept = path.read_text() if path.exists() else ""
     write_atomically(path, kept + json.dumps(record) + "\n")
 
 
-def _drop_metrics_after(folder: Path, step: int) -> None:
+def _keep_metrics_until(folder: Path, step: int) -> None:
     """Forget evaluations newer than the checkpoint: they will be made again."""
     path = folder / "metrics.jsonl"
     if path.exists():
         lines = path.read_text().splitlines(keepends=True)
-        write_atomically(path, "".join(line for line in lines if json.loads(line)["step"] < step))
-
-
+        write_atomically(path, "".join(line for line in lines if json.loads(line)["step"] <= step))

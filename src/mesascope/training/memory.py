@@ -5,7 +5,7 @@ import torch
 
 from mesascope.errors import InputError
 from mesascope.nn.transformer import Transformer
-from mesascope.training.config import TrainingConfig
+from mesascope.training.config import EVALUATION_BATCH, TrainingConfig
 
 _PROBE_BATCH = 2
 
@@ -13,8 +13,8 @@ _PROBE_BATCH = 2
 def training_bytes(config: TrainingConfig) -> int:
     """Estimated peak memory of one training step, in bytes.
 
-    The tensors that autograd keeps for a small batch are measured and scaled to the micro-batch; the backward pass holds
-    about as much again in gradients of activations. The sequences of the whole batch come on top.
+    The tensors that autograd keeps for a small batch are measured and scaled to the micro-batch; the backward pass
+    holds about as much again in gradients of activations. The sequences of a batch and of all tests come on top.
     """
     model = Transformer(config.model)
     sequences = config.task.sample(_PROBE_BATCH, torch.Generator().manual_seed(0))
@@ -34,7 +34,8 @@ def training_bytes(config: TrainingConfig) -> int:
     data = 2 * sum(tensor.nbytes for tensor in drawn if tensor is not None)
     fixed = 4 * sum(parameter.nbytes for parameter in model.parameters())
     passed = min(config.micro_batch, config.batch_size)
-    return fixed + (2 * activations * passed + data * config.batch_size) // _PROBE_BATCH
+    drawn_sequences = config.batch_size + EVALUATION_BATCH * config.evaluation_batches
+    return fixed + (2 * activations * passed + data * drawn_sequences) // _PROBE_BATCH
 
 
 def require_memory(config: TrainingConfig, available: int | None = None) -> None:
@@ -47,6 +48,7 @@ def require_memory(config: TrainingConfig, available: int | None = None) -> None
     needed = training_bytes(config)
     if needed > available:
         raise InputError(
-            f"batch_size, micro_batch: got {config.batch_size} and {config.micro_batch}, which need about "
-            f"{needed / 2**30:.1f} GiB, but {available / 2**30:.1f} GiB of memory are free; make them smaller"
+            f"batch_size, micro_batch, evaluation_batches: got {config.batch_size}, {config.micro_batch} and "
+            f"{config.evaluation_batches}, which need about {needed / 2**30:.1f} GiB, but {available / 2**30:.1f} GiB "
+            "of memory are free; make them smaller"
         )

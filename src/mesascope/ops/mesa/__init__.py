@@ -1,6 +1,5 @@
 """Mesa attention: ridge regression solved exactly at every time step, applied to the query."""
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -32,7 +31,8 @@ def mesa_attention(
             singular in this dtype.
     """
     _check(q, k, ridge)
-    require(v.shape[:3] == k.shape[:3], "v", tuple(v.shape), f"of shape [{', '.join(map(str, k.shape[:3]))}, Dv]")
+    fits = v.dim() == 4 and v.shape[:3] == k.shape[:3]
+    require(fits, "v", tuple(v.shape), f"of shape [{', '.join(map(str, k.shape[:3]))}, Dv]")
     require(v.dtype == q.dtype, "v", v.dtype, f"of the dtype of q ({q.dtype})")
     return mesa_attention_dual(q, k, v, ridge)
 
@@ -51,10 +51,13 @@ def _check(q: Tensor, k: Tensor, ridge: Tensor) -> None:
     require(q.dim() == 4 and q.shape[-1] > 0, "q", tuple(q.shape), "of shape [B, T, H, D] with D > 0")
     require(k.shape == q.shape, "k", tuple(k.shape), f"of the shape of q {tuple(q.shape)}")
     require(k.dtype == q.dtype, "k", k.dtype, f"of the dtype of q ({q.dtype})")
+    require(ridge.dtype == q.dtype, "ridge", ridge.dtype, f"of the dtype of q ({q.dtype})")
     try:
-        torch.broadcast_shapes(ridge.shape, (q.shape[0], q.shape[2]))
+        ridge.expand(q.shape[0], q.shape[2])
     except RuntimeError:
         allowed = f"broadcastable to [B, H] = [{q.shape[0]}, {q.shape[2]}]"
         raise InputError(f"ridge: got shape {tuple(ridge.shape)}, but it must be {allowed}") from None
     if not bool((ridge > 0).all()):
-        raise InputError(f"ridge: got a smallest value of {float(ridge.min()):.3g}, but it must be greater than 0")
+        raise InputError(
+            f"ridge: got a smallest value of {float(ridge.detach().min()):.3g}, but it must be greater than 0"
+        )

@@ -32,7 +32,7 @@ def mesa_attention_dual(
     """Mesa attention of a whole sequence, O(T^3 / 3 + T^2 D) time per head. Arguments as in `mesa_attention`."""
     ridge = ridge.expand(q.shape[0], q.shape[2])
     q, k, v = (operand.transpose(1, 2).contiguous() for operand in (q, k, v))
-    output: Tensor = _DualMesa.apply(q, k, v, ridge)
+    output: Tensor = _DualMesa.apply(q, k, v, ridge)  # type: ignore[no-untyped-call]
     return output.transpose(1, 2)
 
 
@@ -82,8 +82,9 @@ def _gram_factor(k: Tensor, ridge: Tensor) -> Tensor:
     factor, failed = torch.linalg.cholesky_ex(gram)
     if bool(failed.any()):
         raise InputError(
-            f"ridge: the smallest is {float(ridge.min()):.3g}, too small for keys of this size in {k.dtype} (the Gram "
-            "matrix is not positive definite) or the keys are not finite; use a larger ridge, smaller keys or float64"
+            f"ridge: the smallest is {float(ridge.detach().min()):.3g}, too small for keys of this size in {k.dtype} "
+            "(the Gram matrix is not positive definite) or the keys are not finite; use a larger ridge, smaller keys "
+            "or float64"
         )
     return factor
 

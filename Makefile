@@ -1,0 +1,52 @@
+# Everything runs in .venv, which these targets make by themselves. Needed: Python 3.11 or newer, and make.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+SOURCES := src tests
+
+.PHONY: quickstart test lint types unit end-to-end test-browser reproduce-quick clean
+
+quickstart: .venv/installed ## Train, measure and write the report; prints the claims and where the page is
+	$(BIN)/mesascope quickstart --out runs/quickstart --resume
+
+test: lint types unit end-to-end ## What continuous integration runs
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+
+types: .venv/installed-dev
+	$(BIN)/mypy
+
+unit: .venv/installed-dev
+	$(BIN)/pytest -n 2 --cov --cov-report=term:skip-covered
+
+end-to-end: .venv/installed-dev ## The quickstart from nothing; fails unless every claim holds
+	rm -rf runs/end-to-end
+	$(BIN)/mesascope quickstart --out runs/end-to-end
+	$(BIN)/python tests/check_claims.py runs/end-to-end/claims.json
+
+test-browser: .venv/installed-dev ## Opens the report in a Chromium
+	$(BIN)/pytest -m browser tests/browser
+
+reproduce-quick: .venv/installed ## Every figure that can be reproduced in minutes
+	$(BIN)/mesascope reproduce fig4 --profile quick --out runs/fig4-quick --resume
+
+.venv/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "mesascope needs Python 3.11 or newer; set PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+# torch is named first and exactly: that is what finds the build for CPUs where it is at hand
+.venv/installed: .venv/python pyproject.toml constraints.txt
+	$(BIN)/pip install "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/pip install -c constraints.txt -e .
+	@touch $@
+
+.venv/installed-dev: .venv/installed
+	$(BIN)/pip install -c constraints.txt -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage

@@ -1,0 +1,241 @@
+"""The command line. Each command is a frozen dataclass: its fields are the options, its docstring the help."""
+
+import dataclasses
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+from rich.console import Console
+
+from mesascope.errors import InputError, MesascopeError, StorageError, suggest
+
+if TYPE_CHECKING:
+    from mesascope.claims import MeasuredClaim
+    from mesascope.experiments.base import Experiment
+
+EXIT_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+_console = Console()
+
+
+@dataclasses.dataclass(frozen=True)
+class Quickstart:
+    """Train one- and two-layer linear attention and a mesa layer, and show in a report which algorithm they learned.
+
+    Takes about two minutes on two cores.
+    """
+
+    out: Path = Path("runs/quickstart")
+    """Output folder; must be empty or absent, or hold this experiment when --resume is given."""
+    resume: bool = False
+    """Go on in an output folder that was interrupted, or make its report again."""
+    workers: int = os.cpu_count() or 1
+    """Trainings at once; each uses one thread. The results do not depend on it."""
+
+    def run(self) -> None:
+        from mesascope.experiments import experiment
+
+        _execute(experiment("quickstart"), self.out, "quick", None, None, self.workers, self.resume)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reproduce:
+    """Reproduce a figure of the paper: train what is missing, measure every claim, write the report."""
+
+    experiment: Annotated[str, tyro.conf.Positional]
+    """Name of the experiment; `mesascope list` shows them."""
+    out: Path
+    """Output folder; must be empty or absent, or hold this experiment when --resume is given."""
+    profile: Literal["quick", "paper"] = "quick"
+    """quick: minutes on a laptop, its reductions printed; paper: the paper's settings and seeds, hours."""
+    seeds: int | None = None
+    """Number of seeds instead of the profile's own."""
+    store: Path | None = None
+    """Folder of trainings shared between experiments; by default OUT/runs."""
+    resume: bool = False
+    """Go on in an output folder that was interrupted, or make its report again."""
+    workers: int = os.cpu_count() or 1
+    """Trainings at once; each uses one thread. The results do not depend on it."""
+
+    def run(self) -> None:
+        from mesascope.experiments import experiment
+
+        found = experiment(self.experiment)
+        _execute(found, self.out, self.profile, self.seeds, self.store, self.workers, self.resume)
+
+
+@dataclasses.dataclass(frozen=True)
+class List:
+    """List the experiments that can be reproduced."""
+
+    def run(self) -> None:
+        from mesascope.experiments import experiments
+
+        for name, found in sorted(experiments().items()):
+            minutes = ", ".join(
+                f"{profile} {found.plan(profile, None).expected_minutes:g} min" for profile in ("quick", "paper")
+            )
+            _console.print(f"{name}: {found.title} ({minutes})", highlight=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Print a complete training configuration of the paper as JSON, to save, edit and train."""
+
+    name: Annotated[str, tyro.conf.Positional] = ""
+    """Name of the training; without it the names are listed."""
+
+    def run(self) -> None:
+        from mesascope.config import SCHEMA, to_json
+        from mesascope.training.presets import paper_trainings
+
+        known = paper_trainings()
+        if not self.name:
+            print("\n".join(known))
+            return
+        if self.name not in known:
+            raise InputError(f"name: got {self.name!r}; {suggest(self.name, known)}")
+        print(json.dumps({"schema": SCHEMA, "config": to_json(known[self.name])}, indent=2))
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """Train one model from a configuration file, as printed by `mesascope config`."""
+
+    config: Annotated[Path, tyro.conf.Positional]
+    """JSON file of the configuration."""
+    out: Path
+    """Run folder; must be empty or absent, or hold this training when --resume is given."""
+    resume: bool = False
+    """Go on from the last checkpoint in the run folder."""
+
+    def run(self) -> None:
+        from mesascope.runs.display import TrainingDisplay
+        from mesascope.training.loop import load_metrics, read_config, train
+
+        config = read_config(self.config)
+        if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())) and not self.resume:
+            raise InputError(f"out: {self.out} is not empty; choose a new folder, or go on in it with --resume")
+        with TrainingDisplay(_console) as display:
+            train(config, self.out, lambda progress: display(self.out.name, progress))
+        loss = load_metrics(self.out)[-1]["test_loss"]
+        _console.print(f"test loss {loss:.4f} after {config.steps} steps; weights in {self.out}", highlight=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Doctor:
+    """Show versions, threads and which kernels are active, and check that they compute what they should."""
+
+    def run(self) -> None:
+        from mesascope.doctor import examine
+
+        for line in examine():
+            _console.print(line, highlight=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchTrain:
+    """Measure a training step against the same step written by hand in torch, and the share of drawing data."""
+
+    rounds: int = 15
+    """Timed steps of each kind, interleaved."""
+    threads: int = os.cpu_count() or 1
+    """CPU threads."""
+    json: Path | None = None
+    """File to write the claims and the machine to."""
+
+    def run(self) -> None:
+        from mesascope.benchmarks.train import bench_training
+        from mesascope.environment import describe_environment
+        from mesascope.training.files import write_json
+
+        claims = bench_training(self.rounds, self.threads)
+        _print_claims(claims)
+        if self.json is not None:
+            stored = [claim.to_json() for claim in claims]
+            write_json(self.json, {"environment": describe_environment(), "threads": self.threads, "claims": stored})
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """Measure speed as ratios against peers, each in one process and one run."""
+
+    benchmark: Annotated[BenchTrain, tyro.conf.subcommand("train")]
+
+    def run(self) -> None:
+        self.benchmark.run()
+
+
+Command = (
+    Annotated[Quickstart, tyro.conf.subcommand("quickstart")]
+    | Annotated[Reproduce, tyro.conf.subcommand("reproduce")]
+    | Annotated[List, tyro.conf.subcommand("list")]
+    | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Config, tyro.conf.subcommand("config")]
+    | Annotated[Doctor, tyro.conf.subcommand("doctor")]
+    | Annotated[Bench, tyro.conf.subcommand("bench")]
+)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0, 2 for an error the user can act on, 130 when interrupted."""
+    command = tyro.cli(Command, prog="mesascope", description=_DESCRIPTION, args=arguments)
+    try:
+        command.run()
+    except MesascopeError as error:
+        return _fail(error)
+    except OSError as error:
+        return _fail(StorageError(f"{error.filename or 'file'}: {error.strerror or error}"))
+    except KeyboardInterrupt:
+        print("mesascope: interrupted; what was finished is kept, go on with --resume", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return 0
+
+
+_DESCRIPTION = "Find out which learning algorithm a sequence model runs inside its forward pass."
+
+
+def _fail(error: Exception) -> int:
+    print(f"mesascope: {' '.join(str(error).split())}", file=sys.stderr)
+    return EXIT_ERROR
+
+
+def _execute(
+    found: "Experiment",
+    out: Path,
+    profile: Literal["quick", "paper"],
+    seeds: int | None,
+    store: Path | None,
+    workers: int,
+    resume: bool,
+) -> None:
+    from mesascope.experiments.execute import execute
+
+    outcome = execute(
+        found,
+        out,
+        profile=profile,
+        seeds=seeds,
+        store=store,
+        workers=workers,
+        resume=resume,
+        console=_console,
+    )
+    _print_claims(outcome.claims)
+    held = sum(claim.passed for claim in outcome.claims)
+    _console.print(f"{held} of {len(outcome.claims)} claims hold; {outcome.seconds:.0f} s in all", highlight=False)
+    _console.print(f"report: {outcome.page.resolve()}", highlight=False, soft_wrap=True)
+
+
+def _print_claims(claims: "tuple[MeasuredClaim, ...]") -> None:
+    from mesascope.report import print_claims
+
+    print_claims(claims, _console)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

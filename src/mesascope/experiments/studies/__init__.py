@@ -1,0 +1,1 @@
+"""Parts of experiments: trainings that belong together, the claims about them, and their measurement."""

@@ -1,0 +1,133 @@
+"""Are our learners right? Their losses beside independently computed ones and beside the authors' stored curves."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+
+from mesascope.claims import Claim, Threshold
+from mesascope.experiments.base import ClaimSheet, Findings, Trained
+from mesascope.experiments.studies.evaluation import (
+    CONSTRUCTED,
+    Array,
+    curve,
+    evaluation_batches,
+    time_axis,
+    tuning_sequences,
+    worst,
+)
+from mesascope.figures import Figure, Line, LinePanel, Table
+from mesascope.learners import GradientDescent, RidgeRegression, Zero, best_step_size, polynomial_moments
+from mesascope.training.config import TrainingConfig
+
+_NUMPY = "float64 numpy reference of arXiv 2309.05858v2's default task"
+
+RIDGE_MEAN = Claim(
+    "reference.ridge_mean",
+    "Mean over t of the loss of ridge regression (ridge 0.001, all transitions) divided by the stored reference",
+    _NUMPY,
+    "0.1853",
+    Threshold(0.99, 1.01),
+)
+RIDGE_LATE = Claim(
+    "reference.ridge_late",
+    "The same ratio at the single time step t >= 15 where it is farthest from 1",
+    _NUMPY,
+    "1",
+    Threshold(0.97, 1.03),
+)
+LAG_ONE = Claim(
+    "reference.authors_least_squares",
+    "Mean over t of the loss of ridge regression without the newest transition divided by that of the authors' stored "
+    "least-squares curve, which lags by one transition",
+    "curve stored with the authors' public demo",
+    "0.211",
+    Threshold(0.97, 1.03),
+)
+TABLE = Claim(
+    "reference.table",
+    "Mean loss of zero, best gradient step, best polynomials of both forms and ridge regression, each divided by its "
+    "reference value: the ratio farthest from 1, on 20,000 sequences",
+    _NUMPY,
+    "1",
+    Threshold(0.99, 1.01),
+)
+
+ZERO, ONE_GRADIENT_STEP = 1.67, 0.898
+GLOBAL_POLYNOMIAL = {1: 0.654, 2: 0.517, 3: 0.429, 4: 0.370, 5: 0.329, 6: 0.300}
+FROBENIUS_POLYNOMIAL = {0: 0.597, 1: 0.375, 2: 0.286, 3: 0.245, 4: 0.224, 5: 0.212, 6: 0.205}
+RIDGE = {0.001: 0.186, 0.01: 0.186, 0.1: 0.191, 1.0: 0.248}
+"""Mean losses computed in float64 numpy for n_s = 10, T = 50, uniform start, noise 0.01."""
+
+_SEQUENCES = 20_000
+
+
+@dataclass(frozen=True)
+class ReferenceValues:
+    """The study; it trains nothing."""
+
+    claims = (RIDGE_MEAN, RIDGE_LATE, LAG_ONE, TABLE)
+
+    def trainings(self) -> Mapping[str, TrainingConfig]:
+        return {}
+
+    def measure(self, trained: Trained, sheet: ClaimSheet) -> Findings:
+        """Measure all claims of the study."""
+        batches = evaluation_batches(CONSTRUCTED, _SEQUENCES // 250)
+        stored = official_demo()
+        reference = np.array(stored["numpy_check"]["curves"]["ridge_all_transitions"])
+        ridges = {ridge: curve(RidgeRegression(ridge), batches) for ridge in RIDGE}
+        ratio = ridges[0.001] / reference
+        sheet.record(RIDGE_MEAN.id, ridges[0.001].mean() / reference.mean())
+        sheet.record(RIDGE_LATE.id, worst(ratio[14:]), tuple(ratio[14:]))
+        authors = np.array(stored["lsq"])
+        lagged = curve(RidgeRegression(lag=1), batches)
+        sheet.record(LAG_ONE.id, lagged.mean() / authors.mean())
+        rows = _rows(batches, ridges)
+        sheet.record(TABLE.id, worst(row[3] for row in rows), tuple(row[3] for row in rows))
+        table = Table(
+            "reference_table", "Learners beside reference values", ("learner", "ours", "reference", "ratio"), rows
+        )
+        return Findings(figures=(_figure(ridges[0.001], reference, lagged, authors),), tables=(table,))
+
+
+def official_demo() -> dict[str, Any]:
+    """Curves stored with the authors' public demo and a numpy check of its least squares; the file names its source."""
+    path = files("mesascope.experiments") / "data" / "official_demo.json"
+    return json.loads(path.read_text())
+
+
+def _rows(batches: Any, ridges: Mapping[float, Array]) -> tuple[tuple[str, float, float, float], ...]:
+    tuning = tuning_sequences()
+    moments = {scale: polynomial_moments(tuning, 6, scale) for scale in ("none", "frobenius")}
+    step = GradientDescent((best_step_size(tuning),))
+    measured = [("zero", curve(Zero(), batches), ZERO), ("best gradient step", curve(step, batches), ONE_GRADIENT_STEP)]
+    for name, scale, values in (
+        ("shared coefficients", "none", GLOBAL_POLYNOMIAL),
+        ("scaled by its norm", "frobenius", FROBENIUS_POLYNOMIAL),
+    ):
+        measured += [
+            (f"best polynomial of degree {degree}, {name}", curve(moments[scale].fit(degree), batches), value)
+            for degree, value in values.items()
+        ]
+    measured += [(f"ridge regression, ridge {ridge:g}", ridges[ridge], value) for ridge, value in RIDGE.items()]
+    return tuple((name, float(loss.mean()), value, float(loss.mean() / value)) for name, loss, value in measured)
+
+
+def _figure(ridge: Array, reference: Array, lagged: Array, authors: Array) -> Figure:
+    t = time_axis()
+    lines = (
+        Line("ridge regression, ours", t, ridge, "hypothesis", 4),
+        Line("numpy reference", t, reference, "reference", 4),
+        Line("without the newest transition, ours", t, lagged, "hypothesis", 5),
+        Line.over_seeds("authors' stored curve", t, authors, "reference", 5),
+    )
+    panel = LinePanel("Least squares", "time step t", "next-token loss", lines, log_y=True)
+    caption = (
+        "Least squares along the sequence. The curve stored with the authors' demo is one transition late: it equals "
+        "ridge regression that leaves out the newest transition, which costs most at t = 11."
+    )
+    return Figure("least_squares", "Least squares and the authors' baseline", caption, (panel,), 1)

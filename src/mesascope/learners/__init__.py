@@ -1,0 +1,93 @@
+"""Learning algorithms as predictors: the hypotheses a trained model is compared with."""
+
+from mesascope.learners.baselines import TrueTransition, Zero
+from mesascope.learners.gradient_descent import GradientDescent, best_step_size
+from mesascope.learners.kernel import SoftmaxKernelRegression
+from mesascope.learners.polynomial import (
+    PolynomialMoments,
+    PolynomialRegression,
+    fit_polynomial,
+    polynomial_moments,
+)
+from mesascope.learners.preconditioned import (
+    ChebyshevRegression,
+    ConjugateGradientRegression,
+    ExactBounds,
+    FixedBounds,
+    NeumannRegression,
+    RichardsonRegression,
+    Scale,
+    SpectrumBounds,
+    TraceBounds,
+    TunedChebyshevRegression,
+)
+from mesascope.learners.regression import (
+    CausalGram,
+    Features,
+    InContextData,
+    Observations,
+    Regressors,
+    Window,
+    in_context_data,
+)
+from mesascope.learners.ridge import RidgeRegression
+from mesascope.learners.solvers import (
+    chebyshev,
+    conjugate_gradients,
+    momentum_coefficients,
+    momentum_richardson,
+    neumann,
+    richardson,
+    richardson_step_size,
+)
+from mesascope.learners.tuning import (
+    LineSearch,
+    TunedSchedule,
+    line_search,
+    mean_loss,
+    tune_chebyshev,
+    tune_step_sizes,
+)
+
+__all__ = [
+    "CausalGram",
+    "ChebyshevRegression",
+    "ConjugateGradientRegression",
+    "ExactBounds",
+    "Features",
+    "FixedBounds",
+    "GradientDescent",
+    "InContextData",
+    "LineSearch",
+    "NeumannRegression",
+    "Observations",
+    "PolynomialMoments",
+    "PolynomialRegression",
+    "Regressors",
+    "RichardsonRegression",
+    "RidgeRegression",
+    "Scale",
+    "SoftmaxKernelRegression",
+    "SpectrumBounds",
+    "TraceBounds",
+    "TrueTransition",
+    "TunedChebyshevRegression",
+    "TunedSchedule",
+    "Window",
+    "Zero",
+    "best_step_size",
+    "chebyshev",
+    "conjugate_gradients",
+    "fit_polynomial",
+    "in_context_data",
+    "line_search",
+    "mean_loss",
+    "momentum_coefficients",
+    "momentum_richardson",
+    "neumann",
+    "polynomial_moments",
+    "richardson",
+    "richardson_step_size",
+    "tune_chebyshev",
+    "tune_step_sizes",
+]

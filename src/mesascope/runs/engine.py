@@ -1,0 +1,126 @@
+"""Execution engines: train many configurations, in this process or in several.
+
+Every training is single-process and names its own number of threads, so the number of workers changes when a run
+finishes but not one bit of it.
+"""
+
+import multiprocessing
+import queue
+from collections.abc import Callable, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from pathlib import Path
+
+from mesascope.errors import MesascopeError, require
+from mesascope.runs.store import RunStore
+from mesascope.training.config import TrainingConfig
+from mesascope.training.loop import Progress, train
+
+OnProgress = Callable[[str, Progress], None]
+"""Receives the label of a training and where it stands."""
+
+_REPORT_EVERY = 10
+
+
+def train_all(
+    configs: Mapping[str, TrainingConfig], store: RunStore, workers: int, on_progress: OnProgress | None = None
+) -> None:
+    """Train every configuration that is not finished yet, the most expensive first.
+
+    Args:
+        configs: trainings by label.
+        store: where their run folders lie.
+        workers: processes at once; 1 trains in this process.
+        on_progress: called every few optimiser steps.
+
+    Raises:
+        MesascopeError: the first error of a training. The other trainings are finished before it is raised.
+    """
+    require(workers >= 1, "workers", workers, "at least 1")
+    pending = {label: config for label, config in configs.items() if not store.is_finished(config)}
+    order = sorted(pending, key=lambda label: _cost(pending[label]), reverse=True)
+    if workers == 1 or len(order) <= 1:
+        _train_here(order, pending, store, on_progress)
+    else:
+        _train_in_processes(order, pending, store, workers, on_progress)
+
+
+def _train_here(
+    order: list[str], configs: Mapping[str, TrainingConfig], store: RunStore, on_progress: OnProgress | None
+) -> None:
+    errors: list[MesascopeError] = []
+    for label in order:
+        try:
+            train(configs[label], store.folder(configs[label]), _labelled(label, on_progress))
+        except MesascopeError as error:
+            errors.append(_with_label(label, error))
+    if errors:
+        raise errors[0]
+
+
+def _train_in_processes(
+    order: list[str],
+    configs: Mapping[str, TrainingConfig],
+    store: RunStore,
+    workers: int,
+    on_progress: OnProgress | None,
+) -> None:
+    # spawned, not forked: a fork copies the locks of torch's thread pool in whatever state they are
+    context = multiprocessing.get_context("spawn")
+    reports: queue.Queue[tuple[str, Progress]] = context.Queue()  # type: ignore[assignment]
+    errors: list[MesascopeError] = []
+    with ProcessPoolExecutor(min(workers, len(order)), context, _start_worker, (reports,)) as pool:
+        futures: dict[Future[None], str] = {
+            pool.submit(_train_in_worker, label, configs[label], store.folder(configs[label])): label for label in order
+        }
+        unfinished = set(futures)
+        while unfinished:
+            done, unfinished = wait(unfinished, timeout=0.2, return_when=FIRST_COMPLETED)
+            _forward(reports, on_progress)
+            for future in done:
+                error = future.exception()
+                if isinstance(error, MesascopeError):
+                    errors.append(_with_label(futures[future], error))
+                elif error is not None:
+                    raise error
+    if errors:
+        raise errors[0]
+
+
+def _cost(config: TrainingConfig) -> float:
+    """A rough measure of work, for ordering only."""
+    width = config.model.width + config.model.num_heads * config.model.key_dim
+    return config.steps * config.batch_size * config.task.length * config.model.num_layers * width
+
+
+def _labelled(label: str, on_progress: OnProgress | None) -> Callable[[Progress], None] | None:
+    return None if on_progress is None else lambda progress: on_progress(label, progress)
+
+
+def _with_label(label: str, error: MesascopeError) -> MesascopeError:
+    return type(error)(f"{label}: {error}")
+
+
+_reports: "queue.Queue[tuple[str, Progress]]"
+
+
+def _start_worker(reports: "queue.Queue[tuple[str, Progress]]") -> None:
+    global _reports
+    _reports = reports
+
+
+def _train_in_worker(label: str, config: TrainingConfig, folder: Path) -> None:
+    def report(progress: Progress) -> None:
+        if progress.step % _REPORT_EVERY == 0 or progress.step == progress.steps:
+            _reports.put((label, progress))
+
+    train(config, folder, report)
+
+
+def _forward(reports: "queue.Queue[tuple[str, Progress]]", on_progress: OnProgress | None) -> None:
+    while True:
+        try:
+            label, progress = reports.get_nowait()
+        except queue.Empty:
+            return
+        if on_progress is not None:
+            on_progress(label, progress)

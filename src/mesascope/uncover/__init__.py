@@ -1,0 +1,57 @@
+"""Analyses: which algorithm a model runs, and how well that explains it."""
+
+from mesascope.uncover.comparison import Curves, loss_curves, prediction_difference
+from mesascope.uncover.compression import (
+    AllBlocks,
+    BlockSelection,
+    CompressedAlgorithm,
+    LargestBlocks,
+    LiveBlocks,
+    compress,
+    extract_algorithm,
+)
+from mesascope.uncover.interpolation import interpolate
+from mesascope.uncover.weight_products import (
+    FOLDED_LABELS,
+    PROPOSITION_1,
+    PROPOSITION_1_FOLDED,
+    ProductPattern,
+    WeightProducts,
+    block_diagonality,
+    block_scalars,
+    combined_coefficients,
+    combined_pattern_share,
+    diagonal_energy,
+    fold_inputs,
+    pattern_share,
+    weight_product_figure,
+    weight_products,
+)
+
+__all__ = [
+    "FOLDED_LABELS",
+    "PROPOSITION_1",
+    "PROPOSITION_1_FOLDED",
+    "AllBlocks",
+    "BlockSelection",
+    "CompressedAlgorithm",
+    "Curves",
+    "LargestBlocks",
+    "LiveBlocks",
+    "ProductPattern",
+    "WeightProducts",
+    "block_diagonality",
+    "block_scalars",
+    "combined_coefficients",
+    "combined_pattern_share",
+    "compress",
+    "diagonal_energy",
+    "extract_algorithm",
+    "fold_inputs",
+    "interpolate",
+    "loss_curves",
+    "pattern_share",
+    "prediction_difference",
+    "weight_product_figure",
+    "weight_products",
+]
