@@ -79,7 +79,7 @@ class List:
             minutes = ", ".join(
                 f"{profile} {found.plan(profile, None).expected_minutes:g} min" for profile in ("quick", "paper")
             )
-            _console.print(f"{name}: {found.title} ({minutes})", highlight=False)
+            _print_line(f"{name}: {found.title} ({minutes})")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,12 +118,11 @@ class Train:
         from mesascope.training.loop import load_metrics, read_config, train
 
         config = read_config(self.config)
-        if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())) and not self.resume:
-            raise InputError(f"out: {self.out} is not empty; choose a new folder, or go on in it with --resume")
+        _require_free(self.out, self.resume)
         with TrainingDisplay(_console) as display:
             train(config, self.out, lambda progress: display(self.out.name, progress))
         loss = load_metrics(self.out)[-1]["test_loss"]
-        _console.print(f"test loss {loss:.4f} after {config.steps} steps; weights in {self.out}", highlight=False)
+        _print_line(f"test loss {loss:.4f} after {config.steps} steps; weights in {self.out}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +133,7 @@ class Doctor:
         from mesascope.doctor import examine
 
         for line in examine():
-            _console.print(line, highlight=False)
+            _print_line(line)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,8 +226,23 @@ def _execute(
     )
     _print_claims(outcome.claims)
     held = sum(claim.passed for claim in outcome.claims)
-    _console.print(f"{held} of {len(outcome.claims)} claims hold; {outcome.seconds:.0f} s in all", highlight=False)
-    _console.print(f"report: {outcome.page.resolve()}", highlight=False, soft_wrap=True)
+    _print_line(f"{held} of {len(outcome.claims)} claims hold; {outcome.seconds:.0f} s in all")
+    _print_line(f"report: {outcome.page.resolve()}")
+
+
+def _require_free(out: Path, resume: bool) -> None:
+    """Raise `InputError` unless a training may use the run folder `out`."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not resume:
+        raise InputError(f"out: {out} is not empty; choose a new folder, or go on in it with --resume")
+    if not (out / "config.json").exists():
+        raise InputError(f"out: {out} is not empty and holds no training; choose a new folder")
+
+
+def _print_line(text: str) -> None:
+    """Print text as it is: a file name may hold brackets, and a line stays one line when it is piped."""
+    _console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _print_claims(claims: "tuple[MeasuredClaim, ...]") -> None:

@@ -1,13 +1,10 @@
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from mesascope.experiments.studies.reference_values import official_demo
 from mesascope.tasks import Sequences, fully_observed_linear
-
-DATA = Path(__file__).parent.parent / "data"
 
 
 def draw(task: Any, batch_size: int, seed: int) -> Sequences:
@@ -35,4 +32,4 @@ def few() -> Sequences:
 @pytest.fixture(scope="session")
 def official() -> dict[str, Any]:
     """Curves stored with the authors' demo, and a numpy check of them; see its "description" and "source"."""
-    return json.loads((DATA / "official_demo.json").read_text())
+    return official_demo()

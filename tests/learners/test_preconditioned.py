@@ -9,6 +9,7 @@ import torch
 
 from mesascope.errors import InputError
 from mesascope.learners import (
+    CausalGram,
     ChebyshevRegression,
     ConjugateGradientRegression,
     ExactBounds,
@@ -20,10 +21,12 @@ from mesascope.learners import (
     TraceBounds,
     TunedChebyshevRegression,
     Window,
-    mean_loss,
+    chebyshev,
+    conjugate_gradients,
+    in_context_data,
 )
 from mesascope.predictor import Predictor
-from mesascope.tasks import Sequences, partially_observed_linear
+from mesascope.tasks import Sequences, fully_observed_linear, partially_observed_linear
 
 from .conftest import draw
 
@@ -123,7 +126,7 @@ def test_equals_the_same_recurrence_on_dense_matrices(
         NeumannRegression(1500, 1.0, ExactBounds()),
         ChebyshevRegression(250, 1.0),
         ChebyshevRegression(120, 1.0, ExactBounds()),
-        RichardsonRegression((0.06,) * 500, 1.0),
+        RichardsonRegression((0.039,) * 800, 1.0),
         ConjugateGradientRegression(12, ridge=1.0),
     ],
     ids=lambda learner: learner.name,
@@ -133,12 +136,20 @@ def test_enough_steps_reach_ridge_regression(few: Sequences, learner: Predictor)
     torch.testing.assert_close(learner.predict(few), RidgeRegression(1.0).predict(few), rtol=0, atol=1e-9)
 
 
-def test_conjugate_gradients_are_exact_after_d_steps_and_not_before(few: Sequences) -> None:
+def test_conjugate_gradients_are_exact_after_d_steps_and_not_before() -> None:
+    sequences = draw(fully_observed_linear(4, 30), 7, 3)
+    exact = RidgeRegression(1.0).predict(sequences)
+    errors = [(ConjugateGradientRegression(k, ridge=1.0).predict(sequences) - exact).abs().max() for k in (2, 3, 4)]
+    assert errors[0] > errors[1] > 1e-2
+    assert errors[2] < 1e-13
+
+
+def test_rounding_costs_conjugate_gradients_two_steps_at_d_of_ten(few: Sequences) -> None:
+    """In 30 digits ten steps are exact to 1e-20; float64 loses the orthogonality of its directions a little earlier."""
     exact = RidgeRegression(1.0).predict(few)
-    errors = [(ConjugateGradientRegression(k, ridge=1.0).predict(few) - exact).abs().max() for k in (4, 8, 10)]
+    errors = [(ConjugateGradientRegression(k, ridge=1.0).predict(few) - exact).abs().max() for k in (9, 12)]
     assert errors[0] > 1e-3
-    assert errors[1] > 1e-6
-    assert errors[2] < 1e-8
+    assert errors[1] < 1e-13
 
 
 def test_conjugate_gradients_at_time_t_need_t_minus_one_steps(few: Sequences) -> None:
@@ -151,12 +162,26 @@ def test_conjugate_gradients_at_time_t_need_t_minus_one_steps(few: Sequences) ->
 
 
 def test_conjugate_gradients_beat_every_fixed_schedule_in_energy(few: Sequences) -> None:
-    """The error that conjugate gradients minimise is v^T A v; here its proxy, the distance to ridge predictions."""
-    exact = RidgeRegression(1e-3).predict(few)
-    for degree in (1, 3, 5):
-        adaptive = (ConjugateGradientRegression(degree + 1).predict(few) - exact).square().mean()
-        fixed = (ChebyshevRegression(degree).predict(few) - exact).square().mean()
-        assert adaptive < fixed
+    """Of all polynomials of a degree they minimise v^T A v, v = x~ - A^-1 x; the error of the prediction may be larger.
+
+    Predictions do not show v itself, so the solvers are run on the matrices of the sequences.
+    """
+    keys, queries = in_context_data(few).keys, few.observations
+    dense = torch.einsum("btd,bte->btde", keys, keys).cumsum(1) + RIDGE * torch.eye(10, dtype=torch.float64)
+    exact = torch.linalg.solve(dense, queries)
+    gram = CausalGram(keys, RIDGE)
+
+    def energy(solved: torch.Tensor) -> torch.Tensor:
+        error = solved - exact
+        return torch.einsum("btd,btde,bte->bt", error, dense, error)
+
+    for steps in (1, 2, 4, 6):
+        adaptive = energy(conjugate_gradients(gram.apply, queries, steps))
+        for bounds in (TraceBounds(), ExactBounds()):
+            fixed = energy(chebyshev(gram.apply, queries, steps, *bounds(gram)))
+            # both are exact at the first time steps, where only rounding is compared
+            assert bool((adaptive <= fixed * (1 + 1e-9) + 1e-14).all())
+            assert adaptive.mean() < 0.9 * fixed.mean()
 
 
 def test_sequences_of_zeros_give_zeros_not_nan(few: Sequences) -> None:
@@ -173,13 +198,15 @@ def test_sequences_of_zeros_give_zeros_not_nan(few: Sequences) -> None:
 
 
 def test_windows_of_partial_observation() -> None:
+    """35 regressors of a condition number in the hundreds: rounding costs about ten steps more than 35."""
     sequences = draw(partially_observed_linear(), 20, 0)
-    exact = mean_loss(RidgeRegression(1.0, Window(7)), sequences)
-    losses = [mean_loss(ConjugateGradientRegression(k, 0.0, 1.0, Window(7)), sequences) for k in (1, 3, 40)]
-    assert losses[2] == pytest.approx(exact, rel=1e-9)
-    assert losses[0] > losses[1] > losses[2]
+    exact = RidgeRegression(1.0, Window(7)).predict(sequences)
+    early, late = (ConjugateGradientRegression(k, 0.0, 1.0, Window(7)).predict(sequences) for k in (8, 45))
+    torch.testing.assert_close(late, exact, rtol=0, atol=1e-9)
+    assert (early - exact).abs().max() > 0.1
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_messages_name_the_argument() -> None:
     with pytest.raises(InputError, match="degree: got -1"):
         NeumannRegression(-1)

@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from mesascope.errors import InputError
 from mesascope.learners import Features, Regressors, RidgeRegression, Window, mean_loss

@@ -102,9 +102,7 @@ def test_richardson_with_the_roots_of_the_chebyshev_polynomial_is_chebyshev() ->
     matrix, _ = system()
     b = torch.arange(1.0, 9.0, dtype=torch.float64)
     for steps in (1, 3, 6):
-        nodes = [
-            (HIGH + LOW) / 2 + (HIGH - LOW) / 2 * math.cos(math.pi * (j + 0.5) / steps) for j in range(steps)
-        ]
+        nodes = [(HIGH + LOW) / 2 + (HIGH - LOW) / 2 * math.cos(math.pi * (j + 0.5) / steps) for j in range(steps)]
         expected = richardson(times(matrix), b, [1 / node for node in nodes])
         torch.testing.assert_close(chebyshev(times(matrix), b, steps, LOW, HIGH), expected, rtol=1e-11, atol=1e-13)
 

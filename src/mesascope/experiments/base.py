@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from mesascope.claims import Claim, MeasuredClaim
 from mesascope.errors import require
@@ -83,6 +83,7 @@ class Trained:
         return self.store.snapshot(self.config(label), step, name)
 
 
+@runtime_checkable
 class Study(Protocol):
     """A part of an experiment: trainings that belong together, claims about them, and their measurement."""
 
@@ -135,7 +136,9 @@ class Experiment:
         settings = self.settings(profile, seeds)
         trainings: dict[str, TrainingConfig] = {}
         for study in settings.studies:
-            trainings |= study.trainings()
+            for label, config in study.trainings().items():
+                if trainings.setdefault(label, config) != config:
+                    raise ValueError(f"two studies train different models under the label {label!r}")
         claims = tuple(claim for study in settings.studies for claim in study.claims)
         return Plan(settings.studies, trainings, claims, settings.reductions, settings.expected_minutes)
 
@@ -156,10 +159,12 @@ class ClaimSheet:
 
     def record(self, claim_id: str, *args: Any, **kwargs: Any) -> None:
         """Measure the claim called `claim_id`; arguments as `Claim.measure`."""
-        (claim,) = (claim for claim in self.plan.claims if claim.id == claim_id)
+        claims = {claim.id: claim for claim in self.plan.claims}
+        if claim_id not in claims:
+            raise ValueError(f"claim {claim_id} is not in the plan")
         if claim_id in self.measured:
             raise ValueError(f"claim {claim_id} is measured twice")
-        self.measured[claim_id] = claim.measure(*args, **kwargs)
+        self.measured[claim_id] = claims[claim_id].measure(*args, **kwargs)
 
     def finish(self) -> tuple[MeasuredClaim, ...]:
         """All measured claims in the order of the plan; a claim without a number is a programming error."""

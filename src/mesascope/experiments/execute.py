@@ -10,7 +10,7 @@ from rich.console import Console
 from mesascope.claims import MeasuredClaim
 from mesascope.config import SCHEMA, config_hash, to_json
 from mesascope.environment import describe_environment
-from mesascope.errors import InputError, StorageError
+from mesascope.errors import InputError, StorageError, require
 from mesascope.experiments.base import Experiment, Plan, Profile, Trained
 from mesascope.report import Report, write_report
 from mesascope.runs.display import TrainingDisplay
@@ -62,6 +62,7 @@ def execute(
     """
     console = console or Console(quiet=True)
     begin = time.monotonic()
+    require(workers >= 1, "workers", workers, "at least 1")
     plan = experiment.plan(profile, seeds)
     identity = {
         "schema": SCHEMA,
@@ -69,11 +70,11 @@ def execute(
         "profile": profile,
         "trainings": {label: config_hash(config) for label, config in plan.trainings.items()},
     }
-    spent = _open_output(out, identity, resume)
     run_store = RunStore(store or out / "runs")
     for config in plan.trainings.values():
         if not run_store.is_finished(config):
             require_memory(config)
+    spent = _open_output(out, identity, resume)
     _announce(plan, run_store, workers, console)
     with TrainingDisplay(console) as display:
         try:
@@ -140,11 +141,12 @@ def _announce(plan: Plan, store: RunStore, workers: int, console: Console) -> No
         f"{len(plan.trainings)} trainings, {len(finished)} of them already there; about {plan.expected_minutes:g} "
         f"minutes on 2 cores from nothing, {workers} at once",
         highlight=False,
+        soft_wrap=True,
     )
     for label in missing:
-        console.print(f"  to train: {label}, {plan.trainings[label].steps} steps", highlight=False)
+        console.print(f"  to train: {label}, {plan.trainings[label].steps} steps", highlight=False, soft_wrap=True)
     for reduction in plan.reductions:
-        console.print(f"  reduced: {reduction}", highlight=False)
+        console.print(f"  reduced: {reduction}", highlight=False, soft_wrap=True)
 
 
 def _command(experiment: Experiment, profile: Profile, seeds: int | None) -> str:

@@ -9,7 +9,7 @@ from mesascope.experiments.studies.depth import Depth
 from mesascope.experiments.studies.one_layer import OneLayer
 from mesascope.experiments.studies.reference_values import ReferenceValues
 from mesascope.experiments.studies.two_layers import TwoLayers
-from mesascope.training.config import ConstantRate, WarmupCosine
+from mesascope.training.config import ClipGradNorm, ClipGradValue, ConstantRate, WarmupCosine
 from mesascope.training.presets import demo
 
 
@@ -28,11 +28,13 @@ def _quick(seeds: int | None) -> Settings:
     )
     depth = Depth(
         seeds=seeds or 1,
-        schedule=WarmupCosine(5e-4, warmup_steps=300, decay_steps=1000, final=1e-5),
+        schedule=WarmupCosine(1e-3, warmup_steps=300, decay_steps=1000, final=1e-5),
+        gradient_clip=ClipGradNorm(0.1),
         steps={2: 1000, 4: 1000, 6: 1000},
     )
     reductions = (
-        "Warm-up and cosine schedules with peaks of 5e-4 to 5e-3 and 200 to 1,000 steps, instead of a constant 1e-4.",
+        "Warm-up and cosine schedules with peaks of 1e-3 to 5e-3 and 200 to 1,000 steps, instead of a constant 1e-4.",
+        "Gradients of models with 2, 4 and 6 layers are clipped to a norm of 0.1, instead of elementwise to 1.",
         "One seed of the mesa layer and of models with 2, 4 and 6 layers, instead of five.",
         "Key size 20 for the compressed and interpolated six layers, instead of 40.",
         "The demo's two layers are trained for 1,200 of its 2,500 steps.",
@@ -45,7 +47,9 @@ def _paper(seeds: int) -> Settings:
     one_layer = OneLayer(
         seeds, linear_schedule=constant, linear_steps=10_000, mesa_schedule=constant, mesa_steps=10_000
     )
-    depth = Depth(seeds, constant, steps={2: 10_000, 4: 10_000, 6: 10_000}, wide_keys=True)
+    depth = Depth(
+        seeds, constant, ClipGradValue(), steps={2: 10_000, 4: 10_000, 6: 10_000}, wide_keys=True, snapshots=40
+    )
     return Settings((ReferenceValues(), one_layer, TwoLayers(demo()), depth), (), 600)
 
 

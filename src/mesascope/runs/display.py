@@ -20,7 +20,7 @@ class TrainingDisplay:
         self._tasks: dict[str, TaskID] = {}
         self._quarters: dict[str, int] = {}
         self._bars = RichProgress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("loss {task.fields[loss]:.4f}  {task.fields[rate]:.1f} steps/s"),
@@ -60,4 +60,6 @@ class TrainingDisplay:
                 f"  {label}: step {progress.step} of {progress.steps}, loss {progress.loss:.4f}, "
                 f"{progress.steps_per_second:.1f} steps/s, {left:.0f} s left",
                 highlight=False,
+                markup=False,
+                soft_wrap=True,
             )

@@ -6,14 +6,20 @@ finishes but not one bit of it.
 
 import multiprocessing
 import queue
+import signal
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from multiprocessing.queues import Queue
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 from mesascope.errors import MesascopeError, require
 from mesascope.runs.store import RunStore
 from mesascope.training.config import TrainingConfig
 from mesascope.training.loop import Progress, train
+
+Reports = Queue[tuple[str, Progress]]
+"""Carries labels and progress from worker processes."""
 
 OnProgress = Callable[[str, Progress], None]
 """Receives the label of a training and where it stands."""
@@ -66,22 +72,30 @@ def _train_in_processes(
 ) -> None:
     # spawned, not forked: a fork copies the locks of torch's thread pool in whatever state they are
     context = multiprocessing.get_context("spawn")
-    reports: queue.Queue[tuple[str, Progress]] = context.Queue()  # type: ignore[assignment]
+    reports: Reports = context.Queue()
+    stop = context.Event()
     errors: list[MesascopeError] = []
-    with ProcessPoolExecutor(min(workers, len(order)), context, _start_worker, (reports,)) as pool:
+    with ProcessPoolExecutor(min(workers, len(order)), context, _start_worker, (reports, stop)) as pool:
         futures: dict[Future[None], str] = {
             pool.submit(_train_in_worker, label, configs[label], store.folder(configs[label])): label for label in order
         }
         unfinished = set(futures)
-        while unfinished:
-            done, unfinished = wait(unfinished, timeout=0.2, return_when=FIRST_COMPLETED)
-            _forward(reports, on_progress)
-            for future in done:
-                error = future.exception()
-                if isinstance(error, MesascopeError):
-                    errors.append(_with_label(futures[future], error))
-                elif error is not None:
-                    raise error
+        try:
+            while unfinished:
+                done, unfinished = wait(unfinished, timeout=0.2, return_when=FIRST_COMPLETED)
+                _forward(reports, on_progress)
+                for future in done:
+                    error = future.exception()
+                    if isinstance(error, MesascopeError):
+                        errors.append(_with_label(futures[future], error))
+                    elif error is not None:
+                        raise error
+        except BaseException:
+            # otherwise leaving the pool would wait until every training is finished
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+            raise
+    _forward(reports, on_progress)
     if errors:
         raise errors[0]
 
@@ -100,23 +114,32 @@ def _with_label(label: str, error: MesascopeError) -> MesascopeError:
     return type(error)(f"{label}: {error}")
 
 
-_reports: "queue.Queue[tuple[str, Progress]]"
+_reports: Reports
+_stop: Event
 
 
-def _start_worker(reports: "queue.Queue[tuple[str, Progress]]") -> None:
-    global _reports
-    _reports = reports
+def _start_worker(reports: Reports, stop: Event) -> None:
+    global _reports, _stop
+    _reports, _stop = reports, stop
+    # an interrupt from the keyboard reaches every process of the terminal; the parent passes it on as `stop`
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+class _StoppedError(Exception):
+    """The parent was interrupted; nobody waits for this training."""
 
 
 def _train_in_worker(label: str, config: TrainingConfig, folder: Path) -> None:
     def report(progress: Progress) -> None:
+        if _stop.is_set():
+            raise _StoppedError(label)
         if progress.step % _REPORT_EVERY == 0 or progress.step == progress.steps:
             _reports.put((label, progress))
 
     train(config, folder, report)
 
 
-def _forward(reports: "queue.Queue[tuple[str, Progress]]", on_progress: OnProgress | None) -> None:
+def _forward(reports: Reports, on_progress: OnProgress | None) -> None:
     while True:
         try:
             label, progress = reports.get_nowait()

@@ -47,8 +47,8 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
+def read_json(path: Path, advice: str = "delete its folder to start again") -> Any:
+    """Read a JSON file; `advice` ends the error message.
 
     Raises:
         CheckpointError: the file is missing or is not JSON.
@@ -56,7 +56,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error}); delete its folder to start again") from error
+        raise CheckpointError(f"{path}: cannot be read ({error}); {advice}") from error
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:

@@ -134,12 +134,15 @@ def load_config(folder: Path) -> TrainingConfig:
         CheckpointError: the file is missing, not JSON or of another schema.
         InputError: a field is unknown or missing.
     """
-    return read_config(folder / "config.json")
+    return _to_config(read_json(folder / "config.json"), folder / "config.json")
 
 
 def read_config(path: Path) -> TrainingConfig:
     """The training configuration in a JSON file, `{"schema": 1, "config": {...}}`. Errors as in `load_config`."""
-    stored = read_json(path)
+    return _to_config(read_json(path, "write one with `mesascope config NAME`"), path)
+
+
+def _to_config(stored: Any, path: Path) -> TrainingConfig:
     if not isinstance(stored, dict) or stored.get("schema") != SCHEMA or "config" not in stored:
         raise CheckpointError(f"{path}: is not a configuration of schema {SCHEMA}")
     return from_json(TrainingConfig, stored["config"])

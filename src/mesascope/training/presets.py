@@ -9,7 +9,7 @@ from mesascope.tasks import (
     nonlinear,
     partially_observed_linear,
 )
-from mesascope.training.config import ConstantRate, TrainingConfig, WarmupCosine
+from mesascope.training.config import ClipGradNorm, ClipGradValue, ConstantRate, TrainingConfig, WarmupCosine
 
 
 def paper_trainings() -> dict[str, TrainingConfig]:
@@ -35,13 +35,23 @@ def on_constructed_tokens(
     model: TransformerConfig,
     *,
     schedule: ConstantRate | WarmupCosine = ConstantRate(1e-4),
+    gradient_clip: ClipGradValue | ClipGradNorm = ClipGradValue(),
     steps: int = 10_000,
     seed: int = 0,
     snapshot_every: int | None = None,
 ) -> TrainingConfig:
     """The paper's training on constructed tokens: constant learning rate 1e-4, decay 0.1, at most 10,000 steps."""
     task = fully_observed_linear(n_s=model.prediction_dim, tokens=ConstructedTokens())
-    return TrainingConfig(task, model, schedule, steps, weight_decay=0.1, seed=seed, snapshot_every=snapshot_every)
+    return TrainingConfig(
+        task,
+        model,
+        schedule,
+        steps,
+        weight_decay=0.1,
+        gradient_clip=gradient_clip,
+        seed=seed,
+        snapshot_every=snapshot_every,
+    )
 
 
 DEMO_SCHEDULE = WarmupCosine(peak=3e-4, warmup_steps=1_000, decay_steps=20_000, final=1e-5)

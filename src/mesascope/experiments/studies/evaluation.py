@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mesascope.experiments.base import Trained
+from mesascope.learners import Scale, polynomial_moments
 from mesascope.predictor import Predictor
 from mesascope.tasks import ConstructedTokens, Dynamics, Sequences, fully_observed_linear
 from mesascope.training.seeds import stream
@@ -21,10 +22,9 @@ _BATCH = 256
 
 
 @lru_cache(maxsize=4)
-def evaluation_batches(task: Dynamics = CONSTRUCTED, batches: int = 16) -> tuple[Sequences, ...]:
-    """Batches of 256 sequences for measuring: the same for every predictor, so sampling error cancels in ratios."""
-    generator = stream(0, "evaluation")
-    return tuple(task.sample(_BATCH, generator) for _ in range(batches))
+def evaluation_sequences(task: Dynamics = CONSTRUCTED, count: int = 4096) -> Sequences:
+    """Sequences for measuring: the same for every predictor, so sampling error cancels in ratios."""
+    return task.sample(count, stream(0, "evaluation"))
 
 
 @lru_cache(maxsize=4)
@@ -33,14 +33,28 @@ def tuning_sequences(task: Dynamics = CONSTRUCTED, count: int = 4096) -> Sequenc
     return task.sample(count, stream(0, "tuning"))
 
 
-def curve(predictor: Predictor, batches: Iterable[Sequences] | None = None) -> Array:
-    """Loss at every time step, `[T]`, on the evaluation batches or on others."""
-    return loss_curves([predictor], evaluation_batches() if batches is None else batches).mean[0]
+def curve(predictor: Predictor, sequences: Sequences | None = None) -> Array:
+    """Loss at every time step, `[T]`, on the evaluation sequences or on others."""
+    sequences = evaluation_sequences() if sequences is None else sequences
+    starts = range(0, sequences.batch_size, _BATCH)
+    return loss_curves([predictor], (sequences.select(slice(start, start + _BATCH)) for start in starts)).mean[0]
 
 
 def curves(predictors: Sequence[Predictor]) -> Array:
-    """Loss curves on the evaluation batches, `[predictors, T]`."""
+    """Loss curves on the evaluation sequences, `[predictors, T]`."""
     return np.stack([curve(predictor) for predictor in predictors])
+
+
+@lru_cache(maxsize=4)
+def proposition_2_curves(scale: Scale, degrees: tuple[int, ...]) -> dict[int, Array]:
+    """Loss curves of the best polynomial preconditioners of the given degrees, fitted on the evaluation sequences.
+
+    Fitted where they are measured, they bound from below what any schedule of that degree reaches there: the strictest
+    reference. On other sequences the form with shared coefficients ("none") can be far worse, because rare sequences
+    with a large ||A_t|| lie outside of what the polynomial was fitted on.
+    """
+    moments = polynomial_moments(evaluation_sequences(), max(degrees), scale)
+    return {degree: curve(moments.fit(degree)) for degree in degrees}
 
 
 def learning_curves(trained: Trained, labels: Sequence[str]) -> tuple[Array, Array]:

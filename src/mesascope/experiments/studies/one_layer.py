@@ -16,7 +16,7 @@ from mesascope.experiments.studies.evaluation import (
     Array,
     curve,
     curves,
-    evaluation_batches,
+    evaluation_sequences,
     learning_curves,
     time_axis,
     tuning_sequences,
@@ -173,11 +173,11 @@ class OneLayer:
         self, trained: Trained, labels: list[str], compressed: list[Transformer], gradient_loss: float
     ) -> Figure:
         """Fig. 4A. The trained products are averaged at every snapshot with the construction found at the end."""
-        batches = evaluation_batches()[:4]
+        sequences = evaluation_sequences().select(slice(0, 1024))
         steps = trained.snapshot_steps(labels[0])
         averaged = np.array(
             [
-                [curve(interpolate(trained.snapshot(label, step, label), short), batches).mean() for step in steps]
+                [curve(interpolate(trained.snapshot(label, step, label), short), sequences).mean() for step in steps]
                 for label, short in zip(labels, compressed, strict=True)
             ]
         )

@@ -14,13 +14,13 @@ from mesascope.experiments.studies.evaluation import (
     CONSTRUCTED,
     Array,
     curve,
-    evaluation_batches,
+    evaluation_sequences,
     time_axis,
-    tuning_sequences,
     worst,
 )
 from mesascope.figures import Figure, Line, LinePanel, Table
-from mesascope.learners import GradientDescent, RidgeRegression, Zero, best_step_size, polynomial_moments
+from mesascope.learners import GradientDescent, RidgeRegression, Scale, Zero, best_step_size, polynomial_moments
+from mesascope.tasks import Sequences
 from mesascope.training.config import TrainingConfig
 
 _NUMPY = "float64 numpy reference of arXiv 2309.05858v2's default task"
@@ -49,8 +49,15 @@ LAG_ONE = Claim(
 )
 TABLE = Claim(
     "reference.table",
-    "Mean loss of zero, best gradient step, best polynomials of both forms and ridge regression, each divided by its "
-    "reference value: the ratio farthest from 1, on 20,000 sequences",
+    "Mean loss of zero, the best gradient step, ridge regression and the best polynomials of the matrix scaled by its "
+    "norm, each divided by its reference value: the ratio farthest from 1, on 20,000 sequences",
+    _NUMPY,
+    "1",
+    Threshold(0.99, 1.01),
+)
+SHARED_TABLE = Claim(
+    "reference.table_shared_coefficients",
+    "The same for the best polynomials with coefficients shared by all t and sequences",
     _NUMPY,
     "1",
     Threshold(0.99, 1.01),
@@ -63,31 +70,41 @@ RIDGE = {0.001: 0.186, 0.01: 0.186, 0.1: 0.191, 1.0: 0.248}
 """Mean losses computed in float64 numpy for n_s = 10, T = 50, uniform start, noise 0.01."""
 
 _SEQUENCES = 20_000
+_SHARED = "shared coefficients"
 
 
 @dataclass(frozen=True)
 class ReferenceValues:
     """The study; it trains nothing."""
 
-    claims = (RIDGE_MEAN, RIDGE_LATE, LAG_ONE, TABLE)
+    claims = (RIDGE_MEAN, RIDGE_LATE, LAG_ONE, TABLE, SHARED_TABLE)
 
     def trainings(self) -> Mapping[str, TrainingConfig]:
         return {}
 
     def measure(self, trained: Trained, sheet: ClaimSheet) -> Findings:
         """Measure all claims of the study."""
-        batches = evaluation_batches(CONSTRUCTED, _SEQUENCES // 250)
+        sequences = evaluation_sequences(CONSTRUCTED, _SEQUENCES)
         stored = official_demo()
         reference = np.array(stored["numpy_check"]["curves"]["ridge_all_transitions"])
-        ridges = {ridge: curve(RidgeRegression(ridge), batches) for ridge in RIDGE}
+        ridges = {ridge: curve(RidgeRegression(ridge), sequences) for ridge in RIDGE}
         ratio = ridges[0.001] / reference
         sheet.record(RIDGE_MEAN.id, ridges[0.001].mean() / reference.mean())
         sheet.record(RIDGE_LATE.id, worst(ratio[14:]), tuple(ratio[14:]))
         authors = np.array(stored["lsq"])
-        lagged = curve(RidgeRegression(lag=1), batches)
+        lagged = curve(RidgeRegression(lag=1), sequences)
         sheet.record(LAG_ONE.id, lagged.mean() / authors.mean())
-        rows = _rows(batches, ridges)
-        sheet.record(TABLE.id, worst(row[3] for row in rows), tuple(row[3] for row in rows))
+        rows = _rows(sequences, {ridge: float(loss.mean()) for ridge, loss in ridges.items()})
+        shared = [row[3] for row in rows if _SHARED in row[0]]
+        others = [row[3] for row in rows if _SHARED not in row[0]]
+        sheet.record(TABLE.id, worst(others), tuple(others))
+        sheet.record(
+            SHARED_TABLE.id,
+            worst(shared),
+            tuple(shared),
+            "their loss is dominated by rare sequences with a large norm, so the best loss on a sample grows with its "
+            "size",
+        )
         table = Table(
             "reference_table", "Learners beside reference values", ("learner", "ours", "reference", "ratio"), rows
         )
@@ -100,21 +117,25 @@ def official_demo() -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
-def _rows(batches: Any, ridges: Mapping[float, Array]) -> tuple[tuple[str, float, float, float], ...]:
-    tuning = tuning_sequences()
-    moments = {scale: polynomial_moments(tuning, 6, scale) for scale in ("none", "frobenius")}
-    step = GradientDescent((best_step_size(tuning),))
-    measured = [("zero", curve(Zero(), batches), ZERO), ("best gradient step", curve(step, batches), ONE_GRADIENT_STEP)]
-    for name, scale, values in (
-        ("shared coefficients", "none", GLOBAL_POLYNOMIAL),
-        ("scaled by its norm", "frobenius", FROBENIUS_POLYNOMIAL),
-    ):
+def _rows(sequences: Sequences, ridges: Mapping[float, float]) -> tuple[tuple[str, float, float, float], ...]:
+    """Learner, its loss, the reference and their ratio. Polynomials are fitted where they are measured, as there."""
+    step = GradientDescent((best_step_size(sequences),))
+    measured = [
+        ("zero", float(curve(Zero(), sequences).mean()), ZERO),
+        ("best gradient step", float(curve(step, sequences).mean()), ONE_GRADIENT_STEP),
+    ]
+    forms: tuple[tuple[str, Scale, Mapping[int, float]], ...] = (
+        (_SHARED, "none", GLOBAL_POLYNOMIAL),
+        ("matrix scaled by its norm", "frobenius", FROBENIUS_POLYNOMIAL),
+    )
+    for name, scale, values in forms:
+        moments = polynomial_moments(sequences, max(values), scale)
         measured += [
-            (f"best polynomial of degree {degree}, {name}", curve(moments[scale].fit(degree), batches), value)
+            (f"best polynomial of degree {degree}, {name}", moments.optimum(degree), value)
             for degree, value in values.items()
         ]
     measured += [(f"ridge regression, ridge {ridge:g}", ridges[ridge], value) for ridge, value in RIDGE.items()]
-    return tuple((name, float(loss.mean()), value, float(loss.mean() / value)) for name, loss, value in measured)
+    return tuple((name, loss, value, loss / value) for name, loss, value in measured)
 
 
 def _figure(ridge: Array, reference: Array, lagged: Array, authors: Array) -> Figure:

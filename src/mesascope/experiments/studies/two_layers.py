@@ -7,10 +7,9 @@ import numpy as np
 
 from mesascope.claims import Claim, Threshold
 from mesascope.experiments.base import ClaimSheet, Findings, Trained
-from mesascope.experiments.studies.evaluation import Array, curve, learning_curves, time_axis, tuning_sequences
+from mesascope.experiments.studies.evaluation import Array, curve, learning_curves, proposition_2_curves, time_axis
 from mesascope.experiments.studies.reference_values import official_demo
 from mesascope.figures import Figure, Line, LinePanel, Table
-from mesascope.learners import polynomial_moments
 from mesascope.training.config import TrainingConfig
 
 _SOURCE = "the authors' public demo, printed and stored results"
@@ -54,7 +53,7 @@ class TwoLayers:
         demo = official_demo()
         stored = np.array(demo["transformer"])
         two_layers = curve(trained.model(LABEL, "2 linear layers"))
-        cubic = curve(polynomial_moments(tuning_sequences(), 3).fit(3))
+        cubic = proposition_2_curves("none", (3,))[3]
         steps, losses = learning_curves(trained, [LABEL])
         note = f"after {self.training.steps} steps"
         sheet.record(LOSS.id, losses[0, -1], (two_layers.mean(),), f"{note}; beneath: on the evaluation sequences")

@@ -1,0 +1,129 @@
+"""However many trainings run at once, they end with the same bits; one that fails leaves the others alone."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from training.tiny import HYBRID, LINEAR, varied
+
+from mesascope.errors import DivergenceError, InputError
+from mesascope.nn import Transformer
+from mesascope.runs import RunStore, train_all
+from mesascope.training.config import ConstantRate, TrainingConfig
+from mesascope.training.loop import Progress, train
+
+SHORT = varied(HYBRID, steps=12, evaluate_every=6, snapshot_every=4)
+CONFIGS = {"hybrid": SHORT, "linear": varied(LINEAR, steps=10), "other seed": varied(SHORT, seed=4)}
+DIVERGING = varied(LINEAR, schedule=ConstantRate(1e12), steps=20)
+
+
+class Progresses:
+    """Remembers what it is called with."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, Progress]] = []
+
+    def __call__(self, label: str, progress: Progress) -> None:
+        self.seen.append((label, progress))
+
+    def last_steps(self) -> dict[str, int]:
+        return {label: progress.step for label, progress in self.seen}
+
+
+def weights(store: RunStore, config: TrainingConfig) -> bytes:
+    return (store.folder(config) / "weights.safetensors").read_bytes()
+
+
+def test_the_number_of_workers_does_not_change_a_bit(tmp_path: Path) -> None:
+    one, two = RunStore(tmp_path / "one"), RunStore(tmp_path / "two")
+    here, apart = Progresses(), Progresses()
+    train_all(CONFIGS, one, 1, here)
+    train_all(CONFIGS, two, 2, apart)
+    assert len({weights(one, config) for config in CONFIGS.values()}) == 3
+    for config in CONFIGS.values():
+        assert weights(one, config) == weights(two, config)
+        kept = one.snapshot_steps(config)
+        assert kept == two.snapshot_steps(config)
+        for step in kept:
+            path = Path("snapshots") / f"{step:07d}.safetensors"
+            assert (one.folder(config) / path).read_bytes() == (two.folder(config) / path).read_bytes()
+    finished = {label: config.steps for label, config in CONFIGS.items()}
+    assert here.last_steps() == apart.last_steps() == finished
+
+
+def test_finished_trainings_are_skipped(tmp_path: Path) -> None:
+    store, progresses = RunStore(tmp_path), Progresses()
+    train_all({"linear": CONFIGS["linear"]}, store, 1)
+    path = store.folder(CONFIGS["linear"]) / "weights.safetensors"
+    written = path.stat().st_mtime_ns
+    train_all({name: CONFIGS[name] for name in ("linear", "hybrid")}, store, 1, progresses)
+    assert path.stat().st_mtime_ns == written
+    assert set(progresses.last_steps()) == {"hybrid"}
+    train_all(CONFIGS, store, 1)
+    train_all(CONFIGS, store, 2, progresses)
+    assert set(progresses.last_steps()) == {"hybrid"}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_error_carries_its_label_and_stops_nothing_else(tmp_path: Path, workers: int) -> None:
+    store = RunStore(tmp_path)
+    # the costliest goes first, so one worker meets the error before the other training
+    configs = {"too fast": DIVERGING, "linear": CONFIGS["linear"]}
+    with pytest.raises(DivergenceError, match=r"^too fast: step \d+: .* learning rate 1e\+12; try a smaller") as caught:
+        train_all(configs, store, workers)
+    assert "\n" not in str(caught.value)
+    assert store.is_finished(CONFIGS["linear"])
+    assert not store.is_finished(DIVERGING)
+
+
+def test_an_interrupt_ends_the_other_processes_and_keeps_their_checkpoints(tmp_path: Path) -> None:
+    store = RunStore(tmp_path)
+    endless = {f"{seed}": varied(HYBRID, steps=10**6, checkpoint_every=1, seed=seed) for seed in range(3)}
+    started = set()
+
+    def interrupt(label: str, progress: Progress) -> None:
+        started.add(label)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_all(endless, store, 2, interrupt)
+    assert started
+    for label in started:
+        assert (store.folder(endless[label]) / "checkpoint.safetensors").exists()
+    assert not store.folder(endless["2"]).exists()
+
+
+def test_no_workers(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="workers: got 0, but it must be at least 1"):
+        train_all(CONFIGS, RunStore(tmp_path / "runs"), 0)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_nothing_to_train(tmp_path: Path) -> None:
+    train_all({}, RunStore(tmp_path / "runs"), 2)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_store_reads_back_what_was_trained(tmp_path: Path) -> None:
+    store = RunStore(tmp_path)
+    assert not store.is_finished(SHORT)
+    model = train(SHORT, store.folder(SHORT))
+    assert store.is_finished(SHORT)
+    assert store.snapshot_steps(SHORT) == [0, 4, 8, 12]
+    assert [record["step"] for record in store.metrics(SHORT)] == [0, 6, 12]
+    found, last, first = store.model(SHORT, "ours"), store.snapshot(SHORT, 12, "end"), store.snapshot(SHORT, 0, "begin")
+    assert (found.name, last.name, first.name) == ("ours", "end", "begin")
+    assert same_weights(found, model)
+    assert same_weights(found, last)
+    assert not same_weights(found, first)
+
+
+def same_weights(one: Transformer, other: Transformer) -> bool:
+    theirs = other.state_dict()
+    return all(torch.equal(value, theirs[name]) for name, value in one.state_dict().items())
+
+
+def test_folders_differ_with_the_configuration(tmp_path: Path) -> None:
+    store = RunStore(tmp_path)
+    assert store.folder(SHORT) == store.folder(varied(SHORT))
+    assert store.folder(SHORT) != store.folder(varied(SHORT, seed=SHORT.seed + 1))
