@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from training.tiny import HYBRID, LINEAR, varied
 
 from mesascope import cli
 from mesascope.config import SCHEMA, to_json
@@ -16,6 +15,7 @@ from mesascope.experiments import experiments
 from mesascope.training.config import TrainingConfig
 from mesascope.training.loop import load_model, read_config
 from mesascope.training.presets import paper_trainings
+from training.tiny import HYBRID, LINEAR, varied
 
 TINY = varied(LINEAR, steps=20, evaluate_every=10)
 
@@ -193,9 +193,7 @@ def test_interrupts_are_one_line(
     monkeypatch.setattr("mesascope.training.loop.TrainingState.draw", _interrupt_at(3))
     config = write_config(tmp_path / "config.json", TINY)
     assert cli.main(["train", str(config), "--out", str(tmp_path / "out")]) == 130
-    assert capsys.readouterr().err == (
-        "mesascope: interrupted; what was finished is kept, go on with --resume\n"
-    )
+    assert capsys.readouterr().err == ("mesascope: interrupted; what was finished is kept, go on with --resume\n")
 
 
 def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Callable[..., str]) -> None:

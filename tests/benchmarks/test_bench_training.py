@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from training.tiny import HYBRID, varied
 
 from mesascope.benchmarks import train as bench
 from mesascope.benchmarks.handwritten import HandwrittenModel, HandwrittenTraining
@@ -13,6 +12,7 @@ from mesascope.nn import Softmax, Transformer, TransformerConfig
 from mesascope.nn.transformer import sinusoidal_positions
 from mesascope.training.loop import TrainingState, sequence_loss
 from mesascope.training.presets import paper_trainings
+from training.tiny import HYBRID, varied
 
 REAL = paper_trainings()["softmax-7"]
 

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from training.tiny import LINEAR, varied
 
 from mesascope.claims import Claim, Threshold
 from mesascope.experiments.base import ClaimSheet, Experiment, Findings, Profile, Settings, Trained
 from mesascope.figures import Figure, Line, LinePanel, Table
 from mesascope.training.config import TrainingConfig
+from training.tiny import LINEAR, varied
 
 HOLDS = Claim("fake.holds", "Evaluations of the training", "these tests", "3", Threshold(3, 3))
 FAILS = Claim("fake.fails", "Test loss after training", "these tests", "not given", Threshold(high=-1.0))

@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from experiments.fake import LABEL, TRAINING, FakeStudy, InterruptedStudy, fake_experiment
 from rich.console import Console
 
+from experiments.fake import LABEL, TRAINING, FakeStudy, InterruptedStudy, fake_experiment
 from mesascope.config import config_hash, to_json
 from mesascope.errors import InputError, StorageError
 from mesascope.experiments import execute as execute_module
@@ -67,7 +67,7 @@ def test_a_foreign_folder_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "thesis" / "chapter.txt").write_text("precious")
     before = contents(tmp_path)
     for resume in (False, True):
-        with pytest.raises(InputError, match="out: .* is not empty and holds no experiment; choose a new folder"):
+        with pytest.raises(InputError, match=r"out: .* is not empty and holds no experiment; choose a new folder"):
             execute(fake_experiment(), tmp_path / "thesis", resume=resume)
     assert contents(tmp_path) == before
 
@@ -75,7 +75,7 @@ def test_a_foreign_folder_is_not_touched(tmp_path: Path) -> None:
 def test_a_file_is_not_touched(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("precious")
-    with pytest.raises(InputError, match="out: .*notes.txt is a file, but it must be a folder"):
+    with pytest.raises(InputError, match=r"out: .*notes\.txt is a file, but it must be a folder"):
         execute(fake_experiment(), path)
     assert contents(tmp_path) == {"notes.txt": b"precious"}
 
@@ -84,7 +84,7 @@ def test_finished_folder_needs_resume_and_is_then_reused(tmp_path: Path) -> None
     out = tmp_path / "out"
     first = execute(fake_experiment(), out, workers=1)
     before, written = contents(out), weights(out / "runs").stat().st_mtime_ns
-    with pytest.raises(InputError, match="out: .* is not empty; choose a new folder, or go on in it with --resume"):
+    with pytest.raises(InputError, match=r"out: .* is not empty; choose a new folder, or go on in it with --resume"):
         execute(fake_experiment(), out, workers=1)
     assert contents(out) == before
     (out / "index.html").unlink()
@@ -127,9 +127,10 @@ def test_interrupted_in_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(execute_module, "train_all", interrupted)
-        execute(fake_experiment(), tmp_path, workers=1)
+        with pytest.raises(KeyboardInterrupt):
+            execute(fake_experiment(), tmp_path, workers=1)
     assert set(contents(tmp_path)) == {"experiment.json"}
     assert execute(fake_experiment(), tmp_path, workers=1, resume=True).page.exists()
 
@@ -169,7 +170,7 @@ def test_nothing_is_written_for_inputs_that_cannot_work(tmp_path: Path) -> None:
         execute(fake_experiment(), out, workers=0)
     with pytest.raises(InputError, match="seeds: got 0, but it must be at least 1"):
         execute(fake_experiment(), out, seeds=0)
-    with pytest.raises(InputError, match="batch_size, micro_batch, evaluation_batches: got 1000000000, .* GiB"):
+    with pytest.raises(InputError, match=r"batch_size, micro_batch, evaluation_batches: got 1000000000, .* GiB"):
         execute(fake_experiment(FakeStudy(replace(TRAINING, batch_size=10**9))), out)
     assert not out.exists()
 
@@ -177,6 +178,6 @@ def test_nothing_is_written_for_inputs_that_cannot_work(tmp_path: Path) -> None:
 def test_a_nearly_full_disk_is_reported_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = execute_module.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(execute_module.shutil, "disk_usage", lambda _: usage._replace(free=2**20))
-    with pytest.raises(StorageError, match="out: 1 MiB are free at .*, but 200 MiB are needed"):
+    with pytest.raises(StorageError, match=r"out: 1 MiB are free at .*, but 200 MiB are needed"):
         execute(fake_experiment(), tmp_path / "out", workers=1)
     assert not weights(tmp_path / "out" / "runs").exists()

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from experiments.fake import FAILS, HOLDS, LABEL, TRAINING, FakeStudy, fake_experiment
 
+from experiments.fake import FAILS, HOLDS, LABEL, TRAINING, FakeStudy, fake_experiment
 from mesascope.config import config_hash, from_json, to_json
 from mesascope.errors import InputError
 from mesascope.experiments import experiment, experiments
@@ -34,7 +34,7 @@ def test_the_package_is_searched() -> None:
 
 
 def test_a_misspelt_name_gets_a_suggestion() -> None:
-    with pytest.raises(InputError, match="experiment: got 'fig5'; did you mean 'fig4'?"):
+    with pytest.raises(InputError, match=r"experiment: got 'fig5'; did you mean 'fig4'\?"):
         experiment("fig5")
 
 

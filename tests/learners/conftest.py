@@ -1,9 +1,10 @@
+import json
+from importlib.resources import files
 from typing import Any
 
 import pytest
 import torch
 
-from mesascope.experiments.studies.reference_values import official_demo
 from mesascope.tasks import Sequences, fully_observed_linear
 
 
@@ -25,11 +26,12 @@ def test_sequences() -> Sequences:
 
 @pytest.fixture
 def few() -> Sequences:
-    """Seven sequences of length 30 of the default task: d = 10 regressors, both fewer and more pairs than regressors."""
+    """Seven sequences of length 30 of the default task: d = 10, both fewer and more pairs than regressors."""
     return draw(fully_observed_linear(10, 30), 7, 3)
 
 
 @pytest.fixture(scope="session")
 def official() -> dict[str, Any]:
     """Curves stored with the authors' demo, and a numpy check of them; see its "description" and "source"."""
-    return official_demo()
+    path = files("mesascope") / "experiments" / "data" / "official_demo.json"
+    return dict(json.loads(path.read_text()))

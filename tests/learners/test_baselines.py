@@ -53,11 +53,13 @@ def test_what_remains_of_the_true_transition_is_noise(name: str, noise_std: floa
     """Half the summed variance of the noise; seen through C*, that is noise_std^2 ||C*||_F^2 / 2."""
     task = replace(TASKS[name], noise_std=noise_std, clip=None)
     sequences = draw(task, 400, 0)
-    emission = sequences.latents.emission
-    power = task.n_h if emission is None else float(emission.square().sum((1, 2)).mean())
-    # a sum of squares of k normal numbers has the relative standard deviation sqrt(2 / k), with C* at most of rank n_s
-    error = (2 / (400 * 50 * task.n_s)) ** 0.5 * (1 if emission is None else 1.5)
-    assert mean_loss(TrueTransition(), sequences) == pytest.approx(0.5 * power * noise_std**2, rel=4 * error)
+    latents = sequences.latents
+    emission = torch.eye(task.n_h).double().expand(400, -1, -1) if latents.emission is None else latents.emission
+    spectra = torch.linalg.svdvals(emission).square()
+    # z^T D z of standard normal z has mean tr D and variance 2 tr D^2; 400 sequences of 50 steps
+    error = (2 * float(spectra.square().sum()) / 50) ** 0.5 / float(spectra.sum())
+    expected = 0.5 * float(spectra.sum(1).mean()) * noise_std**2
+    assert mean_loss(TrueTransition(), sequences) == pytest.approx(expected, rel=4 * error)
 
 
 def test_no_transition_beats_the_true_one(few: Sequences) -> None:

@@ -121,15 +121,15 @@ def test_a_multiple_of_the_identity_as_initial_weights_gains_nothing(tuning_sequ
 
 def test_messages_name_the_argument() -> None:
     partially = draw(partially_observed_linear(), 1, 0)
-    with pytest.raises(InputError, match="step_sizes: got .*at least one"):
+    with pytest.raises(InputError, match=r"step_sizes: got .*at least one"):
         GradientDescent(())
     with pytest.raises(InputError, match=r"initial: got the number 0.5 .*10 regressors to 5 values"):
         GradientDescent((0.1,), 0.5, regressors=Window(2)).predict(partially)
     with pytest.raises(InputError, match=r"initial: got \(1, 2\).*\(5, 10\)"):
         GradientDescent((0.1,), ((1.0, 2.0),), regressors=Window(2)).predict(partially)
-    with pytest.raises(InputError, match="initial: .*rows of one length"):
+    with pytest.raises(InputError, match=r"initial: .*rows of one length"):
         GradientDescent((0.1,), ((1.0, 2.0), (1.0,)))
-    with pytest.raises(InputError, match="ridge: got -1.0"):
+    with pytest.raises(InputError, match=r"ridge: got -1.0"):
         GradientDescent((0.1,), ridge=-1.0)
     silent = draw(fully_observed_linear(), 1, 0)
     silent.observations.zero_()

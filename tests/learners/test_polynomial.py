@@ -1,5 +1,6 @@
 """Best polynomials against least squares on explicit columns, their own sampled loss and reference values."""
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -110,7 +111,7 @@ def test_no_schedule_is_below_the_optimum(few: Sequences, scale: Scale) -> None:
 def test_optimum_falls_with_the_degree(few: Sequences) -> None:
     moments = polynomial_moments(few, 6)
     optima = [moments.optimum(degree) for degree in range(7)]
-    assert all(lower < higher for higher, lower in zip(optima, optima[1:], strict=False))
+    assert all(lower < higher for higher, lower in pairwise(optima))
 
 
 def test_frobenius_form_has_the_reference_losses(tuning_sequences: Sequences) -> None:
@@ -140,7 +141,7 @@ def test_messages_name_the_argument(few: Sequences) -> None:
         polynomial_moments(few, 2).fit(3)
     with pytest.raises(InputError, match="scale: got 'trace'"):
         polynomial_moments(few, 2, "trace")  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="ridge: got -1.0"):
+    with pytest.raises(InputError, match=r"ridge: got -1.0"):
         polynomial_moments(few, 2, ridge=-1.0)
     silent = draw(fully_observed_linear(), 1, 0)
     silent.observations.zero_()

@@ -210,17 +210,17 @@ def test_windows_of_partial_observation() -> None:
 def test_messages_name_the_argument() -> None:
     with pytest.raises(InputError, match="degree: got -1"):
         NeumannRegression(-1)
-    with pytest.raises(InputError, match="ridge: got 0.0, but it must be greater than 0"):
+    with pytest.raises(InputError, match=r"ridge: got 0.0, but it must be greater than 0"):
         ChebyshevRegression(2, ridge=0.0)
-    with pytest.raises(InputError, match="low: got 0.0"):
+    with pytest.raises(InputError, match=r"low: got 0.0"):
         FixedBounds(0.0, 1.0)
-    with pytest.raises(InputError, match="high: got 1.0, but it must be at least low"):
+    with pytest.raises(InputError, match=r"high: got 1.0, but it must be at least low"):
         FixedBounds(2.0, 1.0)
-    with pytest.raises(InputError, match="momenta: .*as many as step_sizes"):
+    with pytest.raises(InputError, match=r"momenta: .*as many as step_sizes"):
         TunedChebyshevRegression((1.0,), (0.0, 0.0))
     with pytest.raises(InputError, match="scale: got 'trace'"):
         PolynomialRegression((1.0,), "trace")  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="ridge: got 0.0, but it must be greater than 0 when scale is 'frobenius'"):
+    with pytest.raises(InputError, match=r"ridge: got 0.0, but it must be greater than 0 when scale is 'frobenius'"):
         PolynomialRegression((1.0,), "frobenius", 0.0)
     with pytest.raises(InputError, match="coefficients: got"):
         PolynomialRegression(())

@@ -14,7 +14,7 @@ from .conftest import draw
 
 
 def streaming_least_squares(x: np.ndarray, s: np.ndarray, ridge: float, lag: int = 0) -> np.ndarray:
-    """The reference predictor, one sequence and one observation at a time; `x` regressors, `s` observations `[T, .]`."""
+    """The reference predictor for one sequence, one observation at a time; `x` regressors, `s` observations."""
     predictions = np.zeros_like(s)
     moments, association = ridge * np.eye(x.shape[1]), np.zeros((s.shape[1], x.shape[1]))
     for t in range(len(s)):
@@ -53,7 +53,7 @@ def test_equals_streaming_least_squares_on_other_regressors(task: Any, regressor
 
 
 def test_tiny_ridge_loses_digits_no_faster_than_documented() -> None:
-    """Against least squares by singular values, which squares no condition number; t > d, so the ridge is negligible."""
+    """Against least squares by singular values, which squares no condition number; the ridge is negligible at t > d."""
     sequences = draw(fully_observed_linear(), 4, 0)
     s = sequences.observations.numpy()
     for ridge, tolerance in ((1e-6, 1e-8), (1e-9, 1e-5)):

@@ -191,15 +191,15 @@ def test_messages_name_the_argument() -> None:
     b = torch.ones(2, dtype=torch.float64)
     with pytest.raises(InputError, match="degree: got -1"):
         neumann(torch.clone, b, -1)
-    with pytest.raises(InputError, match="step_sizes: got .*at least one"):
+    with pytest.raises(InputError, match=r"step_sizes: got .*at least one"):
         richardson(torch.clone, b, [])
     with pytest.raises(InputError, match="momenta: got 1, but it must be as many as step_sizes"):
         momentum_richardson(torch.clone, b, [1.0, 1.0], [0.0])
-    with pytest.raises(InputError, match="low: got 0.0, but it must be greater than 0"):
+    with pytest.raises(InputError, match=r"low: got 0.0, but it must be greater than 0"):
         chebyshev(torch.clone, b, 2, 0.0, 1.0)
-    with pytest.raises(InputError, match="high: got -1.0"):
+    with pytest.raises(InputError, match=r"high: got -1.0"):
         chebyshev(torch.clone, b, 2, 2.0, 1.0)
     with pytest.raises(InputError, match="steps: got 0"):
         conjugate_gradients(torch.clone, b, 0)
-    with pytest.raises(InputError, match="tolerance: got -0.1"):
+    with pytest.raises(InputError, match=r"tolerance: got -0.1"):
         conjugate_gradients(torch.clone, b, 1, -0.1)

@@ -61,12 +61,12 @@ def test_line_search_passes_over_losses_that_are_not_finite(sequences: Sequences
     result = line_search(one_step, [best / 2, best, 1e200], sequences)
     assert result.value == best
     assert not result.losses[-1] < float("inf")
-    with pytest.raises(InputError, match="grid: .*at least one loss is finite"):
+    with pytest.raises(InputError, match=r"grid: .*at least one loss is finite"):
         line_search(one_step, [1e200, 2e200, 3e200], sequences)
 
 
 def test_line_search_needs_three_different_values(sequences: Sequences) -> None:
-    with pytest.raises(InputError, match="grid: got .*at least three different values"):
+    with pytest.raises(InputError, match=r"grid: got .*at least three different values"):
         line_search(one_step, [0.1, 0.2, 0.2], sequences)
 
 
@@ -139,7 +139,7 @@ def test_messages_name_the_argument(sequences: Sequences) -> None:
         tune_step_sizes(0, sequences)
     with pytest.raises(InputError, match="steps: got 0"):
         tune_chebyshev(1, "none", sequences, steps=0)
-    with pytest.raises(InputError, match="learning_rate: got 0.0"):
+    with pytest.raises(InputError, match=r"learning_rate: got 0.0"):
         tune_chebyshev(1, "none", sequences, learning_rate=0.0)
     with pytest.raises(InputError, match="degree: got -1"):
         tune_chebyshev(-1, "none", sequences)

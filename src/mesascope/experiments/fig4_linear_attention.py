@@ -25,6 +25,7 @@ def _quick(seeds: int | None) -> Settings:
         linear_steps=400,
         mesa_schedule=WarmupCosine(5e-3, warmup_steps=30, decay_steps=200, final=1e-5),
         mesa_steps=200,
+        evaluate_every=20,
     )
     depth = Depth(
         seeds=seeds or 1,

@@ -18,6 +18,7 @@ def settings(profile: Profile, seeds: int | None) -> Settings:
         linear_steps=400,
         mesa_schedule=WarmupCosine(5e-3, warmup_steps=30, decay_steps=200, final=1e-5),
         mesa_steps=200,
+        evaluate_every=20,
     )
     two_layers = TwoLayers(demo(steps=500, seed=0, schedule=WarmupCosine(1e-3, 150, 500, 1e-5)))
     reductions = (

@@ -2,18 +2,22 @@
 
 import csv
 import io
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
 from mesascope.figures import Figure, HeatmapPanel
 from mesascope.report.model import Report
 from mesascope.report.page import render_page
+from mesascope.report.result import result_json
 from mesascope.report.static import save_figure
 from mesascope.training.files import write_atomically, write_json
 
 
 def write_report(report: Report, folder: Path) -> Path:
-    """Write `claims.json`, `figures/<id>.{png,svg,csv}`, `tables/<id>.csv` and `index.html`; returns the last one.
+    """Write `claims.json`, `figures/<id>.{png,svg,csv}`, `tables/<id>.csv`, `result.json` and `index.html`.
+
+    `result.json` holds claims, curves and tables in one small file. Returns the path of `index.html`.
 
     Every file is written atomically, and the page last, so it never refers to a file that is not there.
 
@@ -29,6 +33,8 @@ def write_report(report: Report, folder: Path) -> Path:
         _write_csv(folder / "figures" / f"{figure.id}.csv", _FIGURE_COLUMNS, _figure_rows(figure))
     for table in report.tables:
         _write_csv(folder / "tables" / f"{table.id}.csv", table.columns, table.rows)
+    # compact: indented numbers would make it ten times as long
+    write_atomically(folder / "result.json", json.dumps(result_json(report), allow_nan=False) + "\n")
     index = folder / "index.html"
     write_atomically(index, render_page(report, drawings))
     return index

@@ -9,22 +9,28 @@ import queue
 import signal
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Event
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from mesascope.errors import MesascopeError, require
 from mesascope.runs.store import RunStore
 from mesascope.training.config import TrainingConfig
 from mesascope.training.loop import Progress, train
 
-Reports = Queue[tuple[str, Progress]]
-"""Carries labels and progress from worker processes."""
-
 OnProgress = Callable[[str, Progress], None]
 """Receives the label of a training and where it stands."""
 
 _REPORT_EVERY = 10
+
+
+@runtime_checkable
+class Reports(Protocol):
+    """The queue that carries labels and progress from worker processes."""
+
+    def put(self, obj: tuple[str, Progress]) -> None: ...
+
+    def get_nowait(self) -> tuple[str, Progress]: ...
 
 
 def train_all(
@@ -130,12 +136,17 @@ class _StoppedError(Exception):
 
 
 def _train_in_worker(label: str, config: TrainingConfig, folder: Path) -> None:
-    def report(progress: Progress) -> None:
+    def stop_if_told() -> None:
         if _stop.is_set():
             raise _StoppedError(label)
+
+    def report(progress: Progress) -> None:
+        stop_if_told()
         if progress.step % _REPORT_EVERY == 0 or progress.step == progress.steps:
             _reports.put((label, progress))
 
+    # the pool hands out one training more than it can run, which is not taken back when the parent stops
+    stop_if_told()
     train(config, folder, report)
 
 

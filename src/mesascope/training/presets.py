@@ -38,6 +38,7 @@ def on_constructed_tokens(
     gradient_clip: ClipGradValue | ClipGradNorm = ClipGradValue(),
     steps: int = 10_000,
     seed: int = 0,
+    evaluate_every: int = 100,
     snapshot_every: int | None = None,
 ) -> TrainingConfig:
     """The paper's training on constructed tokens: constant learning rate 1e-4, decay 0.1, at most 10,000 steps."""
@@ -50,6 +51,7 @@ def on_constructed_tokens(
         weight_decay=0.1,
         gradient_clip=gradient_clip,
         seed=seed,
+        evaluate_every=evaluate_every,
         snapshot_every=snapshot_every,
     )
 

@@ -104,6 +104,7 @@ class OneLayer:
         seeds: trainings of the linear layer.
         linear_schedule, linear_steps: of the linear layer.
         mesa_schedule, mesa_steps: of the mesa layer, which is trained with the first seed only.
+        evaluate_every: optimiser steps between two points of the learning curves.
         snapshots: points of the interpolation's learning curve.
     """
 
@@ -112,6 +113,7 @@ class OneLayer:
     linear_steps: int
     mesa_schedule: ConstantRate | WarmupCosine
     mesa_steps: int
+    evaluate_every: int = 100
     snapshots: int = 20
 
     claims = (ONE_STEP, INTERPOLATION, COMPRESSED, MESA, SAME_CURVE, U_SHAPE, BLOCKS)
@@ -122,13 +124,17 @@ class OneLayer:
                 architectures.constructed_linear(1),
                 schedule=self.linear_schedule,
                 steps=self.linear_steps,
+                evaluate_every=self.evaluate_every,
                 seed=seed,
                 snapshot_every=max(1, self.linear_steps // self.snapshots),
             )
             for seed in range(self.seeds)
         }
         mesa = on_constructed_tokens(
-            architectures.constructed_mesa(), schedule=self.mesa_schedule, steps=self.mesa_steps
+            architectures.constructed_mesa(),
+            schedule=self.mesa_schedule,
+            steps=self.mesa_steps,
+            evaluate_every=self.evaluate_every,
         )
         return {**linear, MESA_LABEL: mesa}
 

@@ -56,7 +56,7 @@ class TwoLayers:
         cubic = proposition_2_curves("none", (3,))[3]
         steps, losses = learning_curves(trained, [LABEL])
         note = f"after {self.training.steps} steps"
-        sheet.record(LOSS.id, losses[0, -1], (two_layers.mean(),), f"{note}; beneath: on the evaluation sequences")
+        sheet.record(LOSS.id, two_layers.mean(), note=note)
         sheet.record(CURVE.id, np.abs(two_layers - stored.mean(0)).max(), note=note)
         printed = np.array(demo["training_loss_per_100_steps"])
         rows = [
