@@ -21,6 +21,10 @@ class StorageError(MesascopeError, OSError):
     """A file could not be written. What was there before is intact."""
 
 
+class WorkerError(MesascopeError, RuntimeError):
+    """A process that trained was killed. What it had saved is intact."""
+
+
 class DivergenceError(MesascopeError, RuntimeError):
     """Training produced a loss that is not finite."""
 

@@ -32,7 +32,7 @@ from mesascope.experiments.studies.two_layers import TwoLayers
 from mesascope.learners import GradientDescent, RidgeRegression, Zero
 from mesascope.runs import RunStore
 from mesascope.tasks import fully_observed_linear
-from mesascope.training.config import ConstantRate
+from mesascope.training.config import ClipGradNorm, ConstantRate
 from mesascope.training.loop import test_sequences as training_test_sequences
 from mesascope.training.presets import demo
 
@@ -122,11 +122,12 @@ def test_our_learners_agree_with_reference_values(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("few_sequences")
-def test_every_study_of_trainings_fills_a_report(tmp_path: Path) -> None:
+def test_every_study_of_trainings_fills_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mesascope.training.loop.EVALUATION_BATCH", 16)
     studies = (
-        OneLayer(2, RATE, linear_steps=4, mesa_schedule=RATE, mesa_steps=4, snapshots=2),
+        OneLayer(2, RATE, linear_steps=4, mesa_schedule=RATE, mesa_steps=4, snapshots=1),
         TwoLayers(demo(steps=2)),
-        Depth(1, RATE, steps={2: 2, 4: 2, 6: 2}, snapshots=2),
+        _depth(seeds=1),
     )
     outcome = execute(experiment_of(*studies), tmp_path, workers=1)
     planned = {claim.id for study in studies for claim in study.claims}
@@ -136,7 +137,7 @@ def test_every_study_of_trainings_fills_a_report(tmp_path: Path) -> None:
         assert all(math.isfinite(value) for value in claim.values), claim.claim.id
     stored = json.loads((tmp_path / "claims.json").read_text())
     assert {claim["id"] for claim in stored} == planned
-    tables = {path.stem: list(csv.reader(path.open())) for path in (tmp_path / "tables").iterdir()}
+    tables = {path.stem: list(csv.reader(path.read_text().splitlines())) for path in (tmp_path / "tables").iterdir()}
     assert {"one_layer", "demo_log", "depth"} <= set(tables)
     assert [row[0] for row in tables["one_layer"][1:]] == ["0", "1"]
     assert [row[0] for row in tables["depth"][1:]] == ["1", "2", "4", "6"]
@@ -150,9 +151,19 @@ def test_every_study_of_trainings_fills_a_report(tmp_path: Path) -> None:
     assert all(claim in page for claim in planned)
 
 
+def _depth(seeds: int, wide_keys: bool = False) -> Depth:
+    return Depth(
+        seeds=seeds,
+        schedule=RATE,
+        gradient_clip=ClipGradNorm(),
+        steps={2: 2, 4: 2, 6: 2},
+        wide_keys=wide_keys,
+        snapshots=1,
+    )
+
+
 def test_wide_keys_are_trained_beside_the_others() -> None:
-    steps = {2: 2, 4: 2, 6: 2}
-    narrow, wide = (Depth(2, RATE, steps, wide_keys=wide).trainings() for wide in (False, True))
+    narrow, wide = (_depth(seeds=2, wide_keys=wide).trainings() for wide in (False, True))
     assert narrow.items() < wide.items()
     added = [config for label, config in wide.items() if label not in narrow]
     assert [config.model.key_dim for config in added] == [40, 40]

@@ -9,11 +9,12 @@ import queue
 import signal
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from mesascope.errors import MesascopeError, require
+from mesascope.errors import MesascopeError, WorkerError, require
 from mesascope.runs.store import RunStore
 from mesascope.training.config import TrainingConfig
 from mesascope.training.loop import Progress, train
@@ -96,10 +97,15 @@ def _train_in_processes(
                         errors.append(_with_label(futures[future], error))
                     elif error is not None:
                         raise error
-        except BaseException:
+        except BaseException as error:
             # otherwise leaving the pool would wait until every training is finished
             stop.set()
             pool.shutdown(cancel_futures=True)
+            if isinstance(error, BrokenProcessPool):
+                raise WorkerError(
+                    "a training process was killed from outside, perhaps for lack of memory; what was finished and all "
+                    "checkpoints are kept. Go on with --resume and fewer --workers"
+                ) from error
             raise
     _forward(reports, on_progress)
     if errors:
