@@ -36,12 +36,13 @@ EXPERIMENT = Experiment(
         "matrix W* times the current one, plus a little noise. A model that predicts the next token well must find out "
         "W* from the tokens it has already seen, within its forward pass. Nothing tells it how.",
         "This report trains single attention layers on such sequences from small random weights, and asks which "
-        "algorithm they have become. The answers are claims with a threshold that was set before anything was measured."
-        "",
-        "The result: one layer of linear attention becomes one step of gradient descent on the least-squares problem "
-        "of its context, and its weights become the block matrices of Proposition 1 of the paper. Two layers do better "
-        "than two such steps. A mesa layer, which solves ridge regression exactly at every token by design, learns to "
-        "predict almost like least squares.",
+        "algorithm they have become. The answers are claims with a threshold that was set before anything was "
+        "measured.",
+        "What to expect: one layer of linear attention becomes one step of gradient descent on the least-squares "
+        "problem of its context, and its weights become the block matrices of Proposition 1 of the paper. Two layers "
+        "do better and follow the curve stored with the authors' public demo. A mesa layer, which solves ridge "
+        "regression exactly at every token by design, learns to predict almost like least squares. Whether it came out "
+        "so is in the claims.",
     ),
     settings=settings,
 )
