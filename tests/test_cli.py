@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from mesascope import cli
+from mesascope.claims import MeasuredClaim
 from mesascope.config import SCHEMA, to_json
 from mesascope.experiments import experiments
 from mesascope.training.config import TrainingConfig
@@ -246,3 +247,18 @@ def test_help_explains_every_command(capsys: pytest.CaptureFixture[str]) -> None
     text = capsys.readouterr().out
     for command in ("quickstart", "reproduce", "list", "train", "config", "doctor", "bench"):
         assert command in text
+
+
+def test_bench_train_is_a_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from mesascope.benchmarks import train as benchmark
+
+    called = {}
+
+    def measure(rounds: int, threads: int) -> tuple[MeasuredClaim, ...]:
+        called.update(rounds=rounds, threads=threads)
+        return (benchmark.STEP_RATIO.measure(0.5),)
+
+    monkeypatch.setattr(benchmark, "bench_training", measure)
+    assert cli.main(["bench", "train", "--rounds", "3", "--threads", "1", "--json", str(tmp_path / "bench.json")]) == 0
+    assert called == {"rounds": 3, "threads": 1}
+    assert json.loads((tmp_path / "bench.json").read_text())["claims"][0]["measured"] == 0.5

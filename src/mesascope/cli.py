@@ -137,11 +137,16 @@ class Doctor:
 
 
 @dataclasses.dataclass(frozen=True)
-class BenchTrain:
-    """Measure a training step against the same step written by hand in torch, and the share of drawing data."""
+class Bench:
+    """Measure speed as ratios against a peer, interleaved in one process and one run.
 
-    rounds: int = 15
-    """Timed steps of each kind, interleaved."""
+    train: a training step against the same step written by hand in torch, and the share of drawing data.
+    """
+
+    benchmark: Annotated[Literal["train"], tyro.conf.Positional]
+    """What to measure."""
+    rounds: int = 30
+    """Timed steps of each kind."""
     threads: int = os.cpu_count() or 1
     """CPU threads."""
     json: Path | None = None
@@ -157,16 +162,6 @@ class BenchTrain:
         if self.json is not None:
             stored = [claim.to_json() for claim in claims]
             write_json(self.json, {"environment": describe_environment(), "threads": self.threads, "claims": stored})
-
-
-@dataclasses.dataclass(frozen=True)
-class Bench:
-    """Measure speed as ratios against peers, each in one process and one run."""
-
-    benchmark: Annotated[BenchTrain, tyro.conf.subcommand("train")]
-
-    def run(self) -> None:
-        self.benchmark.run()
 
 
 Command = (

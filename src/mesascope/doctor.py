@@ -13,7 +13,7 @@ def examine() -> Iterator[str]:
     for name, value in describe_environment().items():
         yield f"{name}: {value}"
     yield f"threads: {torch.get_num_threads()}"
-    yield "softmax attention: torch scaled_dot_product_attention"
+    yield "softmax attention: torch, product form up to T = 128, scaled_dot_product_attention beyond"
     yield "linear attention: torch, masked product form"
     yield "mesa attention: torch, dual Cholesky form (exact)"
     yield f"mesa attention, relative error in float32 against a per-step float64 solve: {_mesa_error():.1e}"

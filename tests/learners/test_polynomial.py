@@ -115,22 +115,30 @@ def test_optimum_falls_with_the_degree(few: Sequences) -> None:
 
 
 def test_frobenius_form_has_the_reference_losses(tuning_sequences: Sequences) -> None:
-    moments = polynomial_moments(tuning_sequences.select(slice(0, 8000)), 6, "frobenius")
+    moments = polynomial_moments(tuning_sequences, 6, "frobenius")
     np.testing.assert_allclose([moments.optimum(degree) for degree in range(7)], FROBENIUS, rtol=0.01)
 
 
-def test_global_form_has_the_reference_losses(tuning_sequences: Sequences) -> None:
-    """Mean of five fits to 4,000 sequences each; one such fit has a standard deviation of 1.5 to 3 %.
+def test_global_form_has_the_reference_losses() -> None:
+    """The mean loss of 50 fits, each to 2,000 sequences and measured on the same ones.
 
-    A fit to all 20,000 would not do: at degree 6 its loss is 3.5 % higher, because the larger the sample, the more of
-    the rare sequences with a large ||A_t||_F it has to serve.
+    The loss depends on the size of a fit, because a larger sample holds more of the rare sequences with a large
+    ||A_t||_F: at degree 6 it is 1 % below the reference for fits to 1,000 sequences, 2.4 % above it for 4,000 and 5 %
+    for 20,000. The reference does not state its size; 2,000 is that of the numpy check stored with the authors' curves.
+    One such fit has a standard deviation of 4 %, the mean of 50 one of 0.6 %.
     """
-    optima = np.zeros((5, 6))
-    for part in range(5):
-        moments = polynomial_moments(tuning_sequences.select(slice(4000 * part, 4000 * part + 4000)), 6, "none")
-        optima[part] = [moments.optimum(degree) for degree in range(1, 7)]
+    task, generator = fully_observed_linear(), torch.Generator().manual_seed(0)
+    optima = np.zeros((50, 6))
+    for row in optima:
+        moments = polynomial_moments(task.sample(2000, generator, dtype=torch.float64), 6, "none")
+        row[:] = [moments.optimum(degree) for degree in range(1, 7)]
     np.testing.assert_allclose(optima.mean(0), GLOBAL, rtol=0.01)
-    assert bool((np.abs(optima.mean(0) - GLOBAL) < optima.std(0, ddof=1)).all())
+
+
+def test_global_form_is_worse_on_sequences_it_was_not_fitted_to() -> None:
+    task = fully_observed_linear()
+    fitted = polynomial_moments(draw(task, 500, 0), 6, "none")
+    assert mean_loss(fitted.fit(6), draw(task, 2000, 1)) > 1.01 * fitted.optimum(6)
 
 
 @pytest.mark.usefixtures("unchecked_shapes")

@@ -127,3 +127,13 @@ def test_mesa_attention_on_neighbouring_pairs_is_streaming_ridge_regression(gene
     np.testing.assert_allclose(
         predictions, learners.streaming_ridge(observations.numpy(), 0.05), rtol=1e-10, atol=1e-11
     )
+
+
+def test_softmax_attention_of_long_sequences_continues_that_of_short_ones(generator: torch.Generator) -> None:
+    """Beyond 128 tokens another kernel computes it; what a prefix gives must not depend on the kernel."""
+    q, k, v = (torch.randn(2, 140, 2, 5, generator=generator, dtype=torch.float64) for _ in range(3))
+    long = ops.softmax_attention(q, k, v)
+    short = ops.softmax_attention(q[:, :128], k[:, :128], v[:, :128])
+    torch.testing.assert_close(long[:, :128], short, rtol=1e-12, atol=1e-12)
+    exact = ops.softmax_attention_map(q, k) @ v.transpose(1, 2)
+    torch.testing.assert_close(long, exact.transpose(1, 2), rtol=1e-12, atol=1e-12)

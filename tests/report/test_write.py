@@ -32,7 +32,7 @@ def test_all_files_are_written(tmp_path: Path) -> None:
     assert write_report(REPORT, tmp_path) == tmp_path / "index.html"
     files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     figures = {f"figures/both.{suffix}" for suffix in ("png", "svg", "csv")}
-    assert files == {"index.html", "claims.json", "tables/table.csv"} | figures
+    assert files == {"index.html", "claims.json", "result.json", "tables/table.csv"} | figures
 
 
 def test_claims_as_json(tmp_path: Path) -> None:

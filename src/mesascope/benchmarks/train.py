@@ -30,8 +30,8 @@ DATA_SHARE = Claim(
 )
 
 
-def bench_training(rounds: int = 15, threads: int = 2) -> tuple[MeasuredClaim, ...]:
-    """Medians over `rounds` interleaved steps; `values` hold the seconds behind each ratio, ours first.
+def bench_training(rounds: int = 30, threads: int = 2) -> tuple[MeasuredClaim, ...]:
+    """Medians over `rounds` pairs of neighbouring steps; `values` hold the seconds behind each ratio, ours first.
 
     Args:
         rounds: timed steps of each kind, after two that are not timed.
@@ -52,22 +52,36 @@ def _measure(rounds: int) -> tuple[MeasuredClaim, ...]:
     state = TrainingState(config)
     peer = HandwrittenTraining(config.model, config.task.length, config.schedule(100), config.weight_decay)
     sequences = state.draw()
-    timed: dict[str, list[float]] = {"draw": [], "ours": [], "peer": []}
-    steps: dict[str, Callable[[], object]] = {
-        "draw": state.draw,
-        "ours": lambda: state.update(sequences),
-        "peer": lambda: peer.update(sequences.tokens, sequences.targets),
-    }
-    for round_index in range(rounds + 2):
-        for name, step in steps.items():
-            begin = time.perf_counter()
-            step()
-            if round_index >= 2:
-                timed[name].append(time.perf_counter() - begin)
-    draw, ours, theirs = (statistics.median(timed[name]) for name in ("draw", "ours", "peer"))
+
+    def seconds(step: Callable[[], object]) -> float:
+        begin = time.perf_counter()
+        step()
+        return time.perf_counter() - begin
+
+    def ours() -> float:
+        return seconds(lambda: state.update(sequences))
+
+    def theirs() -> float:
+        return seconds(lambda: peer.update(sequences.tokens, sequences.targets))
+
+    pairs, draws = [], []
+    for index in range(rounds + 2):
+        # whoever runs second may find a warmer or a busier machine, so they take turns
+        first, second = (ours, theirs) if index % 2 else (theirs, ours)
+        timed = first(), second()
+        pairs.append(timed if index % 2 else timed[::-1])
+        draws.append(seconds(state.draw))
+    pairs, draws = pairs[2:], draws[2:]
+    mine, peers = (statistics.median(column) for column in zip(*pairs, strict=True))
+    draw = statistics.median(draws)
+    ratio = statistics.median(own / other for own, other in pairs)
     return (
-        STEP_RATIO.measure(ours / theirs, (ours, theirs), f"medians of {rounds}; seconds of ours and of the peer"),
+        STEP_RATIO.measure(
+            ratio,
+            (mine, peers),
+            f"median of {rounds} ratios of neighbouring steps; median seconds of ours and the peer",
+        ),
         DATA_SHARE.measure(
-            draw / (draw + ours), (draw, draw + ours), f"medians of {rounds}; seconds of drawing and of the step"
+            draw / (draw + mine), (draw, draw + mine), f"medians of {rounds}; seconds of drawing and of the step"
         ),
     )

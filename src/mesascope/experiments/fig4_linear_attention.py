@@ -38,9 +38,8 @@ def _quick(seeds: int | None) -> Settings:
         "Gradients of models with 2, 4 and 6 layers are clipped to a norm of 0.1, instead of elementwise to 1.",
         "One seed of the mesa layer and of models with 2, 4 and 6 layers, instead of five.",
         "Key size 20 for the compressed and interpolated six layers, instead of 40.",
-        "The demo's two layers are trained for 1,200 of its 2,500 steps.",
     )
-    return Settings((ReferenceValues(), one_layer, TwoLayers(demo(steps=1_200)), depth), reductions, 8)
+    return Settings((ReferenceValues(), one_layer, TwoLayers(demo()), depth), reductions, 8)
 
 
 def _paper(seeds: int) -> Settings:

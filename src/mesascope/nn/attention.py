@@ -72,10 +72,17 @@ class Attention(nn.Module, ABC):
 
     def project(self, x: Float[Tensor, "batch time d"], positions: Tensor | None = None) -> tuple[Tensor, ...]:
         """Queries, keys and values, each `[B, T, H, n_a]`."""
-        located = x if positions is None else torch.cat([x, positions.expand(x.shape[0], -1, -1)], dim=-1)
-        inputs = ((self.W_Q, located), (self.W_K, located), (self.W_V, x))
-        heads = (self.num_heads, self.key_dim)
-        q, k, v = (nn.functional.linear(value, weight).unflatten(-1, heads) for weight, value in inputs)
+        if positions is None:
+            q, k = nn.functional.linear(x, self.W_Q), nn.functional.linear(x, self.W_K)
+        else:
+            # W [x; p] = W_x x + W_p p, and the second part is the same for every sequence
+            q, k = (
+                nn.functional.linear(x, weight[:, : x.shape[-1]])
+                + nn.functional.linear(positions, weight[:, x.shape[-1] :])
+                for weight in (self.W_Q, self.W_K)
+            )
+        v = nn.functional.linear(x, self.W_V)
+        q, k, v = (operand.unflatten(-1, (self.num_heads, self.key_dim)) for operand in (q, k, v))
         if self.normalise_qk:
             q, k = (operand / (operand.norm(dim=-1, keepdim=True) + 1e-16) for operand in (q, k))
         return q, k, v

@@ -6,6 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+_LONGEST_PRODUCT_FORM = 128
+"""Up to this length two batched products and a softmax are faster on a CPU than torch's fused kernel (measured at
+T = 50, 4 heads of 20, forward and backward: 7.8 against 11.9 ms); beyond it their T x T maps cost too much memory."""
+
 
 def softmax_attention(
     q: Float[Tensor, "batch time heads d"],
@@ -13,8 +17,14 @@ def softmax_attention(
     v: Float[Tensor, "batch time heads d_v"],
 ) -> Float[Tensor, "batch time heads d_v"]:
     """Causal softmax attention including the diagonal, `[B, T, H, D] -> [B, T, H, Dv]`."""
-    q, k, v = (operand.transpose(1, 2) for operand in (q, k, v))
-    return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+    batch, time, heads, size = q.shape
+    if time > _LONGEST_PRODUCT_FORM:
+        q, k, v = (operand.transpose(1, 2) for operand in (q, k, v))
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+    q, k, v = (operand.transpose(1, 2).flatten(0, 1) for operand in (q / math.sqrt(size), k, v))
+    future = torch.full((time, time), -math.inf, dtype=q.dtype, device=q.device).triu(1)
+    mixed = torch.bmm(torch.baddbmm(future, q, k.mT).softmax(-1), v)
+    return mixed.unflatten(0, (batch, heads)).transpose(1, 2)
 
 
 def softmax_attention_map(

@@ -204,7 +204,7 @@ class Depth:
         return Findings(figures=(self._learning_figure(trained, labels, compressed["32"]), pictures))
 
     def _learning_figure(self, trained: Trained, labels: list[str], compressed: list[Transformer]) -> Figure:
-        sequences, steps = evaluation_sequences().select(slice(0, 1024)), trained.snapshot_steps(labels[0])
+        sequences, steps = evaluation_sequences().select(slice(0, 512)), trained.snapshot_steps(labels[0])
         averaged, read_off = (
             np.array(
                 [

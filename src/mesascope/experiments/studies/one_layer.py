@@ -179,7 +179,7 @@ class OneLayer:
         self, trained: Trained, labels: list[str], compressed: list[Transformer], gradient_loss: float
     ) -> Figure:
         """Fig. 4A. The trained products are averaged at every snapshot with the construction found at the end."""
-        sequences = evaluation_sequences().select(slice(0, 1024))
+        sequences = evaluation_sequences().select(slice(0, 512))
         steps = trained.snapshot_steps(labels[0])
         averaged = np.array(
             [

@@ -16,7 +16,7 @@ _SOURCE = "the authors' public demo, printed and stored results"
 
 LOSS = Claim(
     "demo.two_layers",
-    "Test loss of two linear layers after training",
+    "Test loss of two linear layers after training (10 batches of 256 sequences)",
     _SOURCE,
     "0.431 after 2,400 steps",
     Threshold(high=0.45),
@@ -56,7 +56,7 @@ class TwoLayers:
         cubic = proposition_2_curves("none", (3,))[3]
         steps, losses = learning_curves(trained, [LABEL])
         note = f"after {self.training.steps} steps"
-        sheet.record(LOSS.id, two_layers.mean(), note=note)
+        sheet.record(LOSS.id, losses[0, -1], note=f"{note}; {two_layers.mean():.4f} on the evaluation sequences")
         sheet.record(CURVE.id, np.abs(two_layers - stored.mean(0)).max(), note=note)
         printed = np.array(demo["training_loss_per_100_steps"])
         rows = [
