@@ -80,7 +80,8 @@ COMPRESSED = {
     ),
     "16": Claim(
         "fig4b.compressed_16",
-        "The same with 16 numbers per head: the 8 largest of each product",
+        "Test loss of CompressedAlg-6 with 16 numbers per head, the 8 largest of each product, divided by that of the "
+        "trained 6 layers, for the seed farthest from 1",
         f"{_PAPER}, Fig. 4B; tolerance ours",
         "the curves overlap",
         Threshold(0.95, 1.05),
