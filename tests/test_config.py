@@ -217,3 +217,9 @@ def test_a_value_no_member_of_a_union_accepts() -> None:
 def test_numbers_keep_their_bits() -> None:
     for value in (0.1, 1 / 3, 5e-324, math.pi * 1e300, 2.0**53 + 2):
         assert through_text(ConstantRate(value)).rate == value
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_numbers_must_be_finite(value: float) -> None:
+    with pytest.raises(InputError, match=r"config\.rate: got (inf|nan), but it must be a finite number"):
+        from_json(ConstantRate, {"rate": value})

@@ -8,6 +8,7 @@ field: a default that changes later must not silently change the meaning of a st
 import dataclasses
 import hashlib
 import json
+import math
 import types
 import typing
 from typing import Any, Literal, TypeVar, Union
@@ -68,6 +69,8 @@ def _read(expected: Any, data: Any, where: str) -> Any:
         return float(data)
     if expected is type(None):
         expected = types.NoneType
+    if isinstance(data, float) and not math.isfinite(data):
+        raise InputError(f"{where}: got {data!r}, but it must be a finite number")
     # bool is a subclass of int, so a plain isinstance would let true pass for 1
     if type(data) is not expected:
         raise InputError(f"{where}: got {data!r}, but it must be of type {expected.__name__}")

@@ -175,3 +175,20 @@ def test_a_file_without_a_checksum_is_refused(tmp_path: Path) -> None:
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"none.safetensors: corrupted checkpoint \(No such file"):
         read_tensors(tmp_path / "none.safetensors")
+
+
+def test_changed_metadata_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    write_tensors(path, TENSORS, {"step": 300})
+    content = path.read_bytes()
+    assert content.count(b"300") == 1
+    path.write_bytes(content.replace(b"300", b"200"))
+    with pytest.raises(CheckpointError, match="checksum differs"):
+        read_tensors(path)
+
+
+def test_equal_contents_are_equal_files(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    for path in (first, second):
+        write_tensors(path, TENSORS, {"step": 1})
+    assert first.read_bytes() == second.read_bytes()

@@ -14,6 +14,9 @@ from torch import Tensor
 
 from mesascope.errors import CheckpointError, StorageError
 
+_HEADER = "mesascope"
+"""The entry of a safetensors header that holds the metadata and the checksum."""
+
 
 def write_atomically(path: Path, content: bytes | str) -> None:
     """Write `content` under a temporary name beside `path`, flush it to the disk and rename it.
@@ -60,31 +63,34 @@ def read_json(path: Path, advice: str = "delete its folder to start again") -> A
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    """Write tensors and JSON metadata into one safetensors file, with a checksum of the tensors, atomically."""
+    """Write tensors and JSON metadata into one safetensors file, with a checksum of both, atomically."""
     tensors = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    header = {"metadata": json.dumps(metadata), "sha256": _checksum(tensors)}
-    write_atomically(path, serialise(tensors, metadata=header))
+    stored = json.dumps(metadata)
+    # one entry only: safetensors orders several at random, and equal runs would have unequal files
+    header = json.dumps({"metadata": stored, "sha256": _checksum(tensors, stored)})
+    write_atomically(path, serialise(tensors, metadata={_HEADER: header}))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what `write_tensors` wrote.
 
     Raises:
-        CheckpointError: the file is missing, cut short, or its tensors do not match the stored checksum.
+        CheckpointError: the file is missing, cut short, or does not match its checksum.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
+            header = json.loads((file.metadata() or {}).get(_HEADER, "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-        if header.get("sha256") != _checksum(tensors):
+        stored = header.get("metadata", "")
+        if header.get("sha256") != _checksum(tensors, stored):
             raise CheckpointError(f"{path}: corrupted checkpoint (checksum differs); delete it to train from the start")
-        return tensors, json.loads(header.get("metadata", ""))
+        return tensors, json.loads(stored)
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{path}: corrupted checkpoint ({error}); delete it to train from the start") from error
 
 
-def _checksum(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def _checksum(tensors: Mapping[str, Tensor], metadata: str) -> str:
+    digest = hashlib.sha256(metadata.encode())
     for name in sorted(tensors):
         digest.update(name.encode())
         digest.update(tensors[name].numpy().tobytes())
