@@ -3,7 +3,6 @@
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 
@@ -48,7 +47,7 @@ def bench_training(rounds: int = 30, threads: int = 2) -> tuple[MeasuredClaim, .
 
 
 def _measure(rounds: int) -> tuple[MeasuredClaim, ...]:
-    config = replace(paper_trainings()["softmax-7"], weight_decay=0.05)
+    config = paper_trainings()["softmax-7"]
     state = TrainingState(config)
     peer = HandwrittenTraining(config.model, config.task.length, config.schedule(100), config.weight_decay)
     sequences = state.draw()

@@ -6,7 +6,7 @@ mesascope reproduce fig4 --profile paper --out DIR        hours on 2 cores
 
 from mesascope.experiments.base import Experiment, Profile, Settings
 from mesascope.experiments.studies.depth import Depth
-from mesascope.experiments.studies.one_layer import OneLayer
+from mesascope.experiments.studies.one_layer import OneLayer, quick_one_layer
 from mesascope.experiments.studies.reference_values import ReferenceValues
 from mesascope.experiments.studies.two_layers import TwoLayers
 from mesascope.training.config import ClipGradNorm, ClipGradValue, ConstantRate, WarmupCosine
@@ -19,14 +19,6 @@ def settings(profile: Profile, seeds: int | None) -> Settings:
 
 
 def _quick(seeds: int | None) -> Settings:
-    one_layer = OneLayer(
-        seeds=seeds or 5,
-        linear_schedule=WarmupCosine(3e-3, warmup_steps=50, decay_steps=400, final=1e-5),
-        linear_steps=400,
-        mesa_schedule=WarmupCosine(5e-3, warmup_steps=30, decay_steps=200, final=1e-5),
-        mesa_steps=200,
-        evaluate_every=20,
-    )
     depth = Depth(
         seeds=seeds or 1,
         schedule=WarmupCosine(1e-3, warmup_steps=300, decay_steps=1000, final=1e-5),
@@ -39,7 +31,7 @@ def _quick(seeds: int | None) -> Settings:
         "One seed of the mesa layer and of models with 2, 4 and 6 layers, instead of five.",
         "Key size 20 for the compressed and interpolated six layers, instead of 40.",
     )
-    return Settings((ReferenceValues(), one_layer, TwoLayers(demo()), depth), reductions, 8)
+    return Settings((ReferenceValues(), quick_one_layer(seeds or 5), TwoLayers(demo()), depth), reductions, 8)
 
 
 def _paper(seeds: int) -> Settings:

@@ -4,7 +4,7 @@ mesascope quickstart --out DIR        about two minutes on 2 cores
 """
 
 from mesascope.experiments.base import Experiment, Profile, Settings
-from mesascope.experiments.studies.one_layer import OneLayer
+from mesascope.experiments.studies.one_layer import quick_one_layer
 from mesascope.experiments.studies.two_layers import TwoLayers
 from mesascope.training.config import WarmupCosine
 from mesascope.training.presets import demo
@@ -12,20 +12,12 @@ from mesascope.training.presets import demo
 
 def settings(profile: Profile, seeds: int | None) -> Settings:
     """The same for both profiles: settings that converge in hundreds of steps."""
-    one_layer = OneLayer(
-        seeds=seeds or 5,
-        linear_schedule=WarmupCosine(3e-3, warmup_steps=50, decay_steps=400, final=1e-5),
-        linear_steps=400,
-        mesa_schedule=WarmupCosine(5e-3, warmup_steps=30, decay_steps=200, final=1e-5),
-        mesa_steps=200,
-        evaluate_every=20,
-    )
     two_layers = TwoLayers(demo(steps=500, seed=0, schedule=WarmupCosine(1e-3, 150, 500, 1e-5)))
     reductions = (
         "Learning rates of 1e-3 to 5e-3 and 200 to 500 steps, instead of 1e-4 and up to 10,000 steps.",
         "One seed of the two-layer model and of the mesa layer, instead of five.",
     )
-    return Settings((one_layer, two_layers), reductions, expected_minutes=2)
+    return Settings((quick_one_layer(seeds or 5), two_layers), reductions, expected_minutes=2)
 
 
 EXPERIMENT = Experiment(

@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 _LONGEST_PRODUCT_FORM = 128
-"""Up to this length two batched products and a softmax are faster on a CPU than torch's fused kernel (measured at
-T = 50, 4 heads of 20, forward and backward: 7.8 against 11.9 ms); beyond it their T x T maps cost too much memory."""
+"""Up to this length two batched products and a softmax are faster on a CPU than torch's fused kernel: the training step
+of `mesascope bench train` took 0.83 instead of 1.01 of its peer's time. Beyond it T x T maps cost too much memory."""
 
 
 def softmax_attention(

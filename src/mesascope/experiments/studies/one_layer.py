@@ -207,6 +207,20 @@ class OneLayer:
 
 
 N_S = CONSTRUCTED.n_s
+
+
+def quick_one_layer(seeds: int) -> OneLayer:
+    """Settings that converge in hundreds of steps; experiments that use them share the trainings."""
+    return OneLayer(
+        seeds=seeds,
+        linear_schedule=WarmupCosine(3e-3, warmup_steps=50, decay_steps=400, final=1e-5),
+        linear_steps=400,
+        mesa_schedule=WarmupCosine(5e-3, warmup_steps=30, decay_steps=200, final=1e-5),
+        mesa_steps=200,
+        evaluate_every=20,
+    )
+
+
 MESA_LABEL = "mesa layer, seed 0"
 
 
