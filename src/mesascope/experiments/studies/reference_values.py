@@ -106,8 +106,9 @@ class ReferenceValues:
             SHARED_TABLE.id,
             worst(shared),
             tuple(shared),
-            "their loss is dominated by rare sequences with a large norm, so the best loss on a sample grows with its "
-            "size; the size was changed after a first measurement on 20,000 at once, which gave 1.036 (see the lab log)",
+            "their loss is dominated by rare sequences with a large norm, so the best loss on a sample grows with "
+            "its size; the size was changed after a first measurement on 20,000 at once, which gave 1.036 (see the lab "
+            "log)",
         )
         table = Table(
             "reference_table", "Learners beside reference values", ("learner", "ours", "reference", "ratio"), rows
