@@ -39,7 +39,7 @@ reproduce-quick: .venv/installed ## Every figure that can be reproduced in minut
 	@touch $@
 
 # torch is named first and exactly: that is what finds the build for CPUs where it is at hand
-.venv/installed: .venv/python pyproject.toml constraints.txt
+.venv/installed: .venv/python pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*)
 	$(BIN)/pip install "$$(grep '^torch==' constraints.txt)"
 	$(BIN)/pip install -c constraints.txt -e .
 	@touch $@

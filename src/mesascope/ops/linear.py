@@ -7,6 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mesascope.ops.kernels import computable, native_kernels
+
 
 def linear_attention_map(
     q: Float[Tensor, "batch time heads d"], k: Float[Tensor, "batch time heads d"]
@@ -23,9 +25,23 @@ def linear_attention(
     """Causal linear attention including the diagonal, `[B, T, H, D] -> [B, T, H, Dv]`.
 
     With keys x_{t-1}, values x_t and queries x_t this is one gradient step on in-context least squares
-    (arXiv 2309.05858, Proposition 1). Exact in the dtype of its inputs; O(T^2) time and memory per head. Differentiable
-    once.
+    (arXiv 2309.05858, Proposition 1). Exact in the dtype of its inputs and differentiable once. On a CPU the native
+    kernels compute it in O(T) time and memory; elsewhere the masked product is formed, O(T^2) per head.
     """
+    if native_kernels() is not None and computable(q, k, v):
+        from mesascope.ops.native import native_linear_attention
+
+        native: Tensor = native_linear_attention(q, k, v)
+        return native
+    return linear_attention_product(q, k, v)
+
+
+def linear_attention_product(
+    q: Float[Tensor, "batch time heads d"],
+    k: Float[Tensor, "batch time heads d"],
+    v: Float[Tensor, "batch time heads d_v"],
+) -> Float[Tensor, "batch time heads d_v"]:
+    """Causal linear attention as a masked product of matrices, on any device."""
     batch, _, heads, _ = q.shape
     q, k, v = (operand.transpose(1, 2).flatten(0, 1) for operand in (q, k, v))
     output: Tensor = _LinearAttention.apply(q, k, v)  # type: ignore[no-untyped-call]

@@ -6,6 +6,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mesascope.ops.kernels import computable, native_kernels
+
+_LONGEST_NATIVE, _LARGEST_NATIVE_HEAD, _FEWEST_NATIVE_HEADS = 512, 128, 4
+"""Up to this length and size, and from this many heads of all rows on, the native kernel was faster on two cores than
+both forms in torch: it computes one head per lane of a register and keeps all tokens of those heads in the cache."""
+
 _LONGEST_PRODUCT_FORM = 128
 """Up to this length two batched products and a softmax are faster on a CPU than torch's fused kernel: the training step
 of `mesascope bench train` took 0.83 instead of 1.01 of its peer's time. Beyond it T x T maps cost too much memory."""
@@ -16,7 +22,25 @@ def softmax_attention(
     k: Float[Tensor, "batch time heads d"],
     v: Float[Tensor, "batch time heads d_v"],
 ) -> Float[Tensor, "batch time heads d_v"]:
-    """Causal softmax attention including the diagonal, `[B, T, H, D] -> [B, T, H, Dv]`."""
+    """Causal softmax attention including the diagonal, `[B, T, H, D] -> [B, T, H, Dv]`.
+
+    Differentiable once by the native kernels, which compute short sequences on a CPU.
+    """
+    batch, time, heads, size = q.shape
+    small = time <= _LONGEST_NATIVE and max(size, v.shape[-1]) <= _LARGEST_NATIVE_HEAD
+    if small and batch * heads >= _FEWEST_NATIVE_HEADS and native_kernels() is not None and computable(q, k, v):
+        from mesascope.ops.native import native_softmax_attention
+
+        return native_softmax_attention(q, k, v)
+    return softmax_attention_product(q, k, v)
+
+
+def softmax_attention_product(
+    q: Float[Tensor, "batch time heads d"],
+    k: Float[Tensor, "batch time heads d"],
+    v: Float[Tensor, "batch time heads d_v"],
+) -> Float[Tensor, "batch time heads d_v"]:
+    """Causal softmax attention in torch: batched products up to T = 128, scaled_dot_product_attention beyond."""
     batch, time, heads, size = q.shape
     if time > _LONGEST_PRODUCT_FORM:
         q, k, v = (operand.transpose(1, 2) for operand in (q, k, v))

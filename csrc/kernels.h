@@ -1,0 +1,32 @@
+// The kernels as a table: one row of the table for each number type, one table for each instruction set.
+#pragma once
+
+#include <cstddef>
+
+#include "problem.h"
+
+namespace mesascope {
+
+// A kernel treats groups begin .. end of the heads with `workspace` bytes of its own, aligned to 64.
+template <class Problem>
+struct Kernel {
+  Index (*workspace)(const Sizes&);
+  void (*run)(const Problem&, Index begin, Index end, void* memory);
+};
+
+template <class T>
+struct KernelSet {
+  Index heads_per_group;
+  Index (*saved)(const Sizes&);  // numbers of MesaProblem::saved for each group
+  Kernel<LinearProblem<T>> linear_forward, linear_backward;
+  Kernel<SoftmaxProblem<T>> softmax_forward, softmax_backward;  // null without heads in lanes
+  Kernel<MesaProblem<T>> mesa_forward, mesa_backward;
+};
+
+struct Table {
+  const char* name;
+  KernelSet<float> float_lanes, float_columns;
+  KernelSet<double> double_lanes, double_columns;
+};
+
+}  // namespace mesascope

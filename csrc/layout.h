@@ -1,0 +1,194 @@
+// Between tensors [B, T, H, D] and matrices of elements: a group is the heads that one register holds.
+#pragma once
+
+#include "matrix.h"
+#include "problem.h"
+
+namespace MESASCOPE_ISA {
+
+using mesascope::Operand;
+using mesascope::Sizes;
+
+inline Index round_up(Index value, Index multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+template <class Layout>
+inline Index groups(const Sizes& size) {
+  return (size.all_heads() + Layout::heads - 1) / Layout::heads;
+}
+
+// distance between the rows of a matrix with this many columns
+template <class Layout>
+inline Index row_stride(Index columns) {
+  return round_up(columns, Layout::width);
+}
+
+// The heads of one group; the lanes of the last group that are left over repeat its last head and are never stored.
+template <class Layout>
+struct Group {
+  Index batch[Layout::heads], head[Layout::heads];
+  int count;
+
+  Group(const Sizes& size, Index group) {
+    const Index first = group * Layout::heads, all = size.all_heads();
+    count = int(all - first < Layout::heads ? all - first : Layout::heads);
+    for (int lane = 0; lane < Layout::heads; ++lane) {
+      const Index index = first + (lane < count ? lane : count - 1);
+      batch[lane] = index / size.heads;
+      head[lane] = index % size.heads;
+    }
+  }
+
+  template <class T>
+  T* at(const Operand<T>& operand, int lane, Index time) const {
+    return operand.data + batch[lane] * operand.batch + head[lane] * operand.head + time * operand.time;
+  }
+};
+
+// rows time .. time + count of an operand into a matrix
+template <class Layout, class T, class Element>
+inline void load_rows(View<Element> to, const Operand<const T>& from, const Group<Layout>& group, Index time,
+                      Index count, Index dim) {
+  if constexpr (Layout::heads == 1) {
+    for (Index t = 0; t < count; ++t) {
+      const T* row = group.at(from, 0, time + t);
+      T* destination = to.data + t * to.rows;
+      if (from.dim == 1) {
+        std::memcpy(destination, row, dim * sizeof(T));
+      } else {
+        for (Index d = 0; d < dim; ++d) destination[d] = row[d * from.dim];
+      }
+    }
+  } else {
+    constexpr int lanes = Layout::heads;
+    for (Index t = 0; t < count; ++t) {
+      T* destination = reinterpret_cast<T*>(to.data + t * to.rows);
+      const T* row[lanes];
+      for (int lane = 0; lane < lanes; ++lane) row[lane] = group.at(from, lane, time + t);
+      Index d = 0;
+      if (from.dim == 1 && lanes % 4 == 0) {
+        for (; d + 4 <= dim; d += 4) {
+          for (int lane = 0; lane < lanes; lane += 4) {
+            T* block = destination + d * lanes + lane;
+            transpose_4x4<T>({block, block + lanes, block + 2 * lanes, block + 3 * lanes},
+                             {row[lane] + d, row[lane + 1] + d, row[lane + 2] + d, row[lane + 3] + d});
+          }
+        }
+      }
+      for (; d < dim; ++d)
+        for (int lane = 0; lane < lanes; ++lane) destination[d * lanes + lane] = row[lane][d * from.dim];
+    }
+  }
+}
+
+template <class Layout, class T, class Element>
+inline void store_rows(const Operand<T>& to, View<const Element> from, const Group<Layout>& group, Index time,
+                       Index count, Index dim) {
+  if constexpr (Layout::heads == 1) {
+    for (Index t = 0; t < count; ++t) {
+      T* row = group.at(to, 0, time + t);
+      const T* source = from.data + t * from.rows;
+      if (to.dim == 1) {
+        std::memcpy(row, source, dim * sizeof(T));
+      } else {
+        for (Index d = 0; d < dim; ++d) row[d * to.dim] = source[d];
+      }
+    }
+  } else {
+    constexpr int lanes = Layout::heads;
+    for (Index t = 0; t < count; ++t) {
+      const T* source = reinterpret_cast<const T*>(from.data + t * from.rows);
+      T* row[lanes];
+      for (int lane = 0; lane < lanes; ++lane) row[lane] = group.at(to, lane, time + t);
+      Index d = 0;
+      if (to.dim == 1 && lanes % 4 == 0 && group.count == lanes) {
+        for (; d + 4 <= dim; d += 4) {
+          for (int lane = 0; lane < lanes; lane += 4) {
+            const T* block = source + d * lanes + lane;
+            transpose_4x4<T>({row[lane] + d, row[lane + 1] + d, row[lane + 2] + d, row[lane + 3] + d},
+                             {block, block + lanes, block + 2 * lanes, block + 3 * lanes});
+          }
+        }
+      }
+      for (; d < dim; ++d)
+        for (int lane = 0; lane < group.count; ++lane) row[lane][d * to.dim] = source[d * lanes + lane];
+    }
+  }
+}
+
+// Asks for rows time .. time + count of an operand, as far as it has them, to be in the cache when they are needed:
+// the rows of one head lie too far apart for the processor to guess.
+template <bool for_writing = false, class Layout, class T>
+inline void prefetch_rows(const Operand<T>& operand, const Group<Layout>& group, const Sizes& size, Index time,
+                          Index count, Index dim) {
+  if (time + count > size.time) count = size.time - time;
+  constexpr Index line = 64 / sizeof(T);
+  for (int lane = 0; lane < Layout::heads; ++lane) {
+    for (Index t = 0; t < count; ++t) {
+      const T* row = group.at(operand, lane, time + t);
+      for (Index d = 0; d < dim; d += line) __builtin_prefetch(row + d, for_writing);
+      __builtin_prefetch(row + dim - 1, for_writing);
+    }
+  }
+}
+
+template <bool for_writing, class Element>
+inline void prefetch_matrix(View<Element> matrix, Index rows) {
+  const char* data = reinterpret_cast<const char*>(matrix.data);
+  const Index bytes = rows * matrix.rows * Index(sizeof(Element));
+  for (Index offset = 0; offset < bytes; offset += 64) __builtin_prefetch(data + offset, for_writing);
+}
+
+// a contiguous [B, H, rows, columns] tensor into a matrix, and back
+template <class Layout, class T, class Element>
+inline void load_matrix(View<Element> to, const T* from, const Sizes& size, const Group<Layout>& group, Index rows,
+                        Index columns) {
+  const Operand<const T> operand{from, size.heads * rows * columns, columns, rows * columns, 1};
+  load_rows<Layout, T>(to, operand, group, 0, rows, columns);
+}
+
+template <class Layout, class T, class Element>
+inline void store_matrix(T* to, View<const Element> from, const Sizes& size, const Group<Layout>& group, Index rows,
+                         Index columns) {
+  const Operand<T> operand{to, size.heads * rows * columns, columns, rows * columns, 1};
+  store_rows<Layout, T, Element>(operand, from, group, 0, rows, columns);
+}
+
+// Hands out zeroed matrices from one block of memory; with no block it only counts.
+template <class Layout>
+class Workspace {
+ public:
+  using Element = typename Layout::Element;
+
+  explicit Workspace(void* block) : next_(static_cast<Element*>(block)) {}
+
+  View<Element> matrix(Index rows, Index columns) {
+    const Index stride = row_stride<Layout>(columns);
+    return {take(rows * stride), stride};
+  }
+
+  Element* take(Index count) {
+    count = round_up(count, 64 / Index(sizeof(typename Layout::Number)));
+    Element* taken = next_ == nullptr ? nullptr : next_ + used_;
+    if (taken != nullptr) std::memset(static_cast<void*>(taken), 0, count * sizeof(Element));
+    used_ += count;
+    return taken;
+  }
+
+  Index bytes() const { return used_ * Index(sizeof(Element)); }
+
+ private:
+  Element* next_;
+  Index used_ = 0;
+};
+
+template <class Element>
+inline View<const Element> constant(View<Element> view) {
+  return {view.data, view.rows, view.columns};
+}
+
+template <class Layout, class Element>
+inline void clear(View<Element> matrix, Index first, Index rows) {
+  if (rows > first) std::memset(static_cast<void*>(matrix.data + first * matrix.rows), 0, (rows - first) * matrix.rows * sizeof(Element));
+}
+
+}  // namespace MESASCOPE_ISA

@@ -1,0 +1,185 @@
+// Small dense algebra over either layout: products in register tiles, a Cholesky factor, a triangular solve.
+#pragma once
+
+#include "simd.h"
+
+namespace MESASCOPE_ISA {
+
+// element (i, j) is data[i * rows + j * columns]
+template <class Element>
+struct View {
+  Element* data;
+  Index rows, columns = 1;
+  View transposed() const { return {data, columns, rows}; }
+};
+
+enum class Into { assign, add, subtract };
+
+// which elements of a square matrix are not zero, or are wanted
+enum class Part { all, lower, upper };
+
+template <class Layout, Into into, int R, int N, class Element>
+[[gnu::always_inline]] inline void product_tile(View<Element> c, View<const Element> a, View<const Element> b, Index begin, Index end) {
+  using Vector = typename Layout::Vector;
+  Vector sum[R][N] = {};
+  for (Index k = begin; k < end; ++k) {
+    Vector row[N];
+    for (int n = 0; n < N; ++n) row[n] = load<Vector>(b.data + k * b.rows + n * Layout::width * b.columns);
+    for (int r = 0; r < R; ++r) {
+      const Element factor = a.data[r * a.rows + k * a.columns];
+      for (int n = 0; n < N; ++n) sum[r][n] += factor * row[n];
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    for (int n = 0; n < N; ++n) {
+      Element* to = c.data + r * c.rows + n * Layout::width;
+      if constexpr (into == Into::assign) store(to, sum[r][n]);
+      if constexpr (into == Into::add) store(to, Vector(load<Vector>(to) + sum[r][n]));
+      if constexpr (into == Into::subtract) store(to, Vector(load<Vector>(to) - sum[r][n]));
+    }
+  }
+}
+
+template <class Layout, Into into, Part a_part, Part c_part, int R, int N, class Element>
+[[gnu::always_inline]] inline void product_rows(View<Element> c, View<const Element> a, View<const Element> b, Index row, Index column,
+                         Index inner) {
+  const Index first = column * Layout::width, last = (column + N) * Layout::width;
+  if (c_part == Part::lower && first >= row + R) return;
+  if (c_part == Part::upper && last <= row) return;
+  const Index begin = a_part == Part::upper ? row : 0;
+  const Index end = a_part == Part::lower && row + R < inner ? row + R : inner;
+  product_tile<Layout, into, R, N, Element>({c.data + row * c.rows + first, c.rows}, {a.data + row * a.rows, a.rows, a.columns},
+                                   {b.data + first * b.columns, b.rows, b.columns}, begin, end);
+}
+
+template <class Layout, Into into, Part a_part, Part c_part, int N, class Element>
+inline void product_columns(View<Element> c, View<const Element> a, View<const Element> b, Index rows, Index column,
+                            Index inner) {
+  Index row = 0;
+  for (; row + tile_rows <= rows; row += tile_rows)
+    product_rows<Layout, into, a_part, c_part, tile_rows, N>(c, a, b, row, column, inner);
+  for (; row + 2 <= rows; row += 2) product_rows<Layout, into, a_part, c_part, 2, N>(c, a, b, row, column, inner);
+  for (; row < rows; ++row) product_rows<Layout, into, a_part, c_part, 1, N>(c, a, b, row, column, inner);
+}
+
+// C = A B, C += A B or C -= A B, with A `rows x inner` and B `inner x columns`. With columns in the lanes, the columns
+// of B must be next to each other, and C is computed up to the next multiple of the register width.
+//
+// a_part: elements of A outside of it are zero and stored so. c_part: elements of C outside of it are not needed.
+template <class Layout, Into into, Part a_part = Part::all, Part c_part = Part::all, class Element>
+inline void product(View<Element> c, View<const Element> a, View<const Element> b, Index rows, Index columns,
+                    Index inner) {
+  const Index vectors = (columns + Layout::width - 1) / Layout::width;
+  Index column = 0;
+  for (; column + tile_columns <= vectors; column += tile_columns)
+    product_columns<Layout, into, a_part, c_part, tile_columns>(c, a, b, rows, column, inner);
+  for (; column + 2 <= vectors; column += 2)
+    product_columns<Layout, into, a_part, c_part, 2>(c, a, b, rows, column, inner);
+  for (; column < vectors; ++column) product_columns<Layout, into, a_part, c_part, 1>(c, a, b, rows, column, inner);
+}
+
+// to[j][i] = from[i][j] for four rows of four numbers
+template <class T>
+inline void transpose_4x4(T* const (&to)[4], const T* const (&from)[4]) {
+  using Quad = Pack<T, 4>;
+  const Quad a = load<Quad>(from[0]), b = load<Quad>(from[1]), c = load<Quad>(from[2]), d = load<Quad>(from[3]);
+  const Quad ab_low = __builtin_shufflevector(a, b, 0, 4, 1, 5), ab_high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+  const Quad cd_low = __builtin_shufflevector(c, d, 0, 4, 1, 5), cd_high = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+  store(to[0], Quad(__builtin_shufflevector(ab_low, cd_low, 0, 1, 4, 5)));
+  store(to[1], Quad(__builtin_shufflevector(ab_low, cd_low, 2, 3, 6, 7)));
+  store(to[2], Quad(__builtin_shufflevector(ab_high, cd_high, 0, 1, 4, 5)));
+  store(to[3], Quad(__builtin_shufflevector(ab_high, cd_high, 2, 3, 6, 7)));
+}
+
+// to[j, i] = from[i, j] for i < rows, j < columns
+template <class T>
+inline void transpose(T* to, Index to_rows, const T* from, Index from_rows, Index rows, Index columns) {
+  const Index whole = rows / 4 * 4;
+  for (Index i = 0; i < whole; i += 4) {
+    const T* const source[4] = {from + i * from_rows, from + (i + 1) * from_rows, from + (i + 2) * from_rows,
+                                from + (i + 3) * from_rows};
+    Index j = 0;
+    for (; j + 4 <= columns; j += 4) {
+      T* block = to + j * to_rows + i;
+      transpose_4x4<T>({block, block + to_rows, block + 2 * to_rows, block + 3 * to_rows},
+                       {source[0] + j, source[1] + j, source[2] + j, source[3] + j});
+    }
+    for (; j < columns; ++j)
+      for (Index r = 0; r < 4; ++r) to[j * to_rows + i + r] = from[(i + r) * from_rows + j];
+  }
+  for (Index i = whole; i < rows; ++i)
+    for (Index j = 0; j < columns; ++j) to[j * to_rows + i] = from[i * from_rows + j];
+}
+
+// A transposed matrix that `product` takes as its second factor: a view where a view will do, else a copy in `scratch`.
+template <class Layout, class Element>
+inline View<const Element> transposed(View<const Element> matrix, Index rows, Index columns, View<Element> scratch) {
+  if constexpr (Layout::width == 1) {
+    return matrix.transposed();
+  } else {
+    transpose(scratch.data, scratch.rows, matrix.data, matrix.rows, rows, columns);
+    return {scratch.data, scratch.rows};
+  }
+}
+
+// sum = A + A^T for a square matrix
+template <class Layout, class Element>
+inline void add_transposed(View<Element> sum, View<const Element> a, Index size) {
+  const auto a_t = transposed<Layout>(a, size, size, sum);
+  for (Index i = 0; i < size; ++i)
+    for (Index j = 0; j < size; ++j)
+      sum.data[i * sum.rows + j] = a.data[i * a.rows + j] + a_t.data[i * a_t.rows + j * a_t.columns];
+}
+
+// Zero above (lower) or below (upper) the diagonal of a matrix with `rows` rows and `columns` columns.
+template <class Layout, Part kept, class Element>
+inline void keep(View<Element> matrix, Index rows, Index columns) {
+  for (Index i = 0; i < rows; ++i) {
+    const Index begin = kept == Part::lower ? i + 1 : 0, end = kept == Part::lower ? columns : i;
+    for (Index j = begin; j < end; ++j) matrix.data[i * matrix.rows + j] = Element{};
+  }
+}
+
+// Upper Cholesky factor U of A = U^T U in place, of size Layout::chunk, and the inverses of its diagonal. A is the
+// identity plus a Gram matrix: its pivots are at least 1, so flooring them there only removes rounding errors.
+template <class Layout, class Element>
+inline void cholesky(View<Element> a, Element* inverse_diagonal) {
+  using T = typename Layout::Number;
+  using Vector = typename Layout::Vector;
+  constexpr int size = Layout::chunk, width = Layout::width;
+  for (int j = 0; j < size; ++j) {
+    Element* pivot_row = a.data + j * a.rows;
+    const Element inverse = T(1) / square_root<T>(at_least(pivot_row[j], T(1)));
+    inverse_diagonal[j] = inverse;
+    const int first = j / width * width;
+    for (int n = first; n < size; n += width)
+      store(pivot_row + n, Vector(load<Vector>(pivot_row + n) * inverse));
+    for (int i = j + 1; i < size; ++i) {
+      Element* row = a.data + i * a.rows;
+      const Element factor = pivot_row[i];
+      for (int n = i / width * width; n < size; n += width)
+        store(row + n, Vector(load<Vector>(row + n) - factor * load<Vector>(pivot_row + n)));
+    }
+  }
+}
+
+// X = U^-T X in place for the factor above; X has Layout::chunk rows.
+template <class Layout, class Element>
+inline void solve_transposed(View<const Element> factor, const Element* inverse_diagonal, View<Element> x,
+                             Index columns) {
+  using Vector = typename Layout::Vector;
+  constexpr int size = Layout::chunk;
+  for (Index n = 0; n < columns; n += Layout::width) {
+    Vector solved[size];
+#pragma GCC unroll 16
+    for (int i = 0; i < size; ++i) {
+      Vector value = load<Vector>(x.data + i * x.rows + n);
+#pragma GCC unroll 16
+      for (int j = 0; j < i; ++j) value -= factor.data[j * factor.rows + i] * solved[j];
+      solved[i] = value * inverse_diagonal[i];
+      store(x.data + i * x.rows + n, solved[i]);
+    }
+  }
+}
+
+}  // namespace MESASCOPE_ISA

@@ -1,0 +1,440 @@
+// Mesa attention: ridge regression solved exactly at every time step, o_t = G_t H_t^-1 q_t (arXiv 2309.05858, eqs. 4-8).
+//
+// The state is R = H^-1 and G, carried from chunk to chunk. Inside a chunk, with K the keys as rows, R before the chunk
+// and the Cholesky factor of I + K R K^T = U^T U,
+//
+//     Y = U^-T K R,     H_t^-1 x = R x - sum_{i <= t} y_i (y_i . x),     R <- R - Y^T Y:
+//
+// y_i is the i-th gain of recursive least squares, so solving is causal linear attention with keys and values Y. Errors
+// in R are contracted by later keys as R is; no step is ever run in reverse.
+//
+// Gates: inside a chunk everything is divided by m_t, the product of the forget factors since its beginning. Then
+// H'_t = H_t / m_t has no forgetting and keys sqrt(write_i / m_i) k_i, and the outputs do not change.
+#pragma once
+
+#include "layout.h"
+
+namespace MESASCOPE_ISA {
+
+using mesascope::MesaProblem;
+
+// What backward needs of one group: the rows H'_t^-1 q_t and y_t for every token. A chunk may write whole rows of
+// zeros beyond its last token, which the next one overwrites.
+template <class Layout>
+struct Saved {
+  using Element = typename Layout::Element;
+  using T = typename Layout::Number;
+
+  Index stride, rows;
+  Element* data;
+
+  explicit Saved(const Sizes& size, T* memory = nullptr, Index group = 0)
+      : stride(row_stride<Layout>(size.dim)), rows(size.time + Layout::chunk),
+        data(memory == nullptr ? nullptr : reinterpret_cast<Element*>(memory + group * count())) {}
+
+  Index count() const { return 2 * rows * stride * Layout::heads; }
+  View<Element> solved(Index time) const { return {data + time * stride, stride}; }
+  View<Element> gains(Index time) const { return {data + (rows + time) * stride, stride}; }
+};
+
+template <class Layout>
+inline Index mesa_saved(const Sizes& size) {
+  return Saved<Layout>(size).count();
+}
+
+// The gates of one chunk: where it ends, and its factors as columns of one number for each token.
+template <class Layout>
+struct Gates {
+  using T = typename Layout::Number;
+  using Element = typename Layout::Element;
+  // dividing by m_t amplifies rounding by 1 / m_t: a chunk that decays further ends
+  static constexpr T deepest_decay = T(-2);
+
+  View<Element> log_forget, write, decay;  // decay: m_t
+  bool any = false;
+  Element last_decay;                      // m at the end of the chunk
+
+  void allocate(Workspace<Layout>& space) {
+    log_forget = space.matrix(Layout::chunk, 1), write = space.matrix(Layout::chunk, 1);
+    decay = space.matrix(Layout::chunk, 1);
+  }
+
+  // loads the gates from `start` on and returns how many tokens the chunk holds
+  Index begin(const MesaProblem<T>& problem, const Group<Layout>& group, Index start) {
+    const Index left = problem.size.time - start;
+    Index n = left < Layout::chunk ? left : Layout::chunk;
+    any = problem.write.data != nullptr || problem.log_forget.data != nullptr;
+    last_decay = Element{} + T(1);
+    if (!any) return n;
+    if (problem.write.data != nullptr) load_rows(write, problem.write, group, start, n, 1);
+    if (problem.log_forget.data != nullptr) load_rows(log_forget, problem.log_forget, group, start, n, 1);
+    Element sum{};
+    for (Index t = 0; t < n; ++t) {
+      if (problem.log_forget.data != nullptr) sum += at(log_forget, t);
+      if (t > 0 && deeper(sum)) {
+        n = t;
+        break;
+      }
+      at(decay, t) = map<T>(sum, +[](T x) -> T { return std::exp(x); });
+      if (problem.write.data == nullptr) at(write, t) = Element{} + T(1);
+    }
+    last_decay = at(decay, n - 1);
+    return n;
+  }
+
+  Element at(const View<Element>& column, Index t) const { return column.data[t * column.rows]; }
+  Element& at(View<Element>& column, Index t) { return column.data[t * column.rows]; }
+  Element factor(Index t) const { return at(write, t) / at(decay, t); }
+
+ private:
+  static bool deeper(Element sum) {
+    if constexpr (Layout::heads == 1) {
+      return sum < deepest_decay;
+    } else {
+      for (int lane = 0; lane < Layout::heads; ++lane)
+        if (sum[lane] < deepest_decay) return true;
+      return false;
+    }
+  }
+};
+
+template <class Layout, class Element>
+inline void scale_row(Element* row, Element factor, Index columns) {
+  using Vector = typename Layout::Vector;
+  for (Index n = 0; n < columns; n += Layout::width) store(row + n, Vector(load<Vector>(row + n) * factor));
+}
+
+template <class Layout, class Element>
+inline void scale(View<Element> matrix, Element factor, Index rows, Index columns) {
+  for (Index i = 0; i < rows; ++i) scale_row<Layout>(matrix.data + i * matrix.rows, factor, columns);
+}
+
+template <class Layout, class Element>
+inline Element dot(const Element* a, const Element* b, Index count) {
+  Element sum{};
+  for (Index i = 0; i < count; ++i) sum += a[i] * b[i];
+  return sum;
+}
+
+// to = rows of from, each times its factor
+template <class Layout, class Element, class Factor>
+inline void scaled_rows(View<Element> to, View<const Element> from, Index rows, Index columns, Factor factor) {
+  using Vector = typename Layout::Vector;
+  for (Index t = 0; t < rows; ++t) {
+    const Element by = factor(t);
+    for (Index n = 0; n < columns; n += Layout::width)
+      store(to.data + t * to.rows + n, Vector(load<Vector>(from.data + t * from.rows + n) * by));
+  }
+}
+
+// R at the beginning: the incoming inverse, or 1 / ridge on the diagonal
+template <class Layout, class T, class Element>
+inline void initial_inverse(View<Element> inverse, const MesaProblem<T>& problem, const Group<Layout>& group,
+                            View<Element> row) {
+  const Index dim = problem.size.dim;
+  clear<Layout>(inverse, 0, dim);
+  if (problem.inverse != nullptr) {
+    load_matrix(inverse, problem.inverse, problem.size, group, dim, dim);
+    return;
+  }
+  load_rows(row, problem.ridge, group, 0, 1, dim);
+  for (Index d = 0; d < dim; ++d) inverse.data[d * inverse.rows + d] = T(1) / row.data[d];
+}
+
+// x <- H'_t^-1 x_t for every row of the chunk: x R - lower(x Y^T) Y, into `solved`
+template <class Layout, class Element>
+inline void solve_rows(View<Element> solved, View<const Element> x, View<const Element> inverse,
+                       View<const Element> gains, View<const Element> gains_t, View<Element> scores, Index n,
+                       Index dim) {
+  product<Layout, Into::assign, Part::all, Part::lower>(scores, x, gains_t, n, n, dim);
+  keep<Layout, Part::lower>(scores, n, Layout::chunk);
+  product<Layout, Into::assign>(solved, x, inverse, n, dim, dim);
+  product<Layout, Into::subtract, Part::lower>(solved, constant(scores), gains, n, dim, n);
+}
+
+// R <- (R - Y^T Y) / m
+template <class Layout, class Element>
+inline void update_inverse(View<Element> inverse, View<const Element> gains, const Gates<Layout>& gates, Index n,
+                           Index dim) {
+  product<Layout, Into::subtract>(inverse, gains.transposed(), gains, dim, dim, n);
+  if (gates.any) scale<Layout>(inverse, Element(typename Layout::Number(1) / gates.last_decay), dim, dim);
+}
+
+template <class Layout>
+struct MesaForward {
+  using T = typename Layout::Number;
+  using Element = typename Layout::Element;
+  static constexpr Index chunk = Layout::chunk;
+
+  View<Element> q, k, v, o, key, solved, gains, gram, scores, inverse, past, scratch, scratch_gains;
+  Gates<Layout> gates;
+  Element inverse_diagonal[chunk];
+  Index bytes;
+
+  MesaForward(const Sizes& size, void* memory) {
+    Workspace<Layout> space(memory);
+    q = space.matrix(chunk, size.dim), k = space.matrix(chunk, size.dim), key = space.matrix(chunk, size.dim);
+    v = space.matrix(chunk, size.dim_v), o = space.matrix(chunk, size.dim_v);
+    solved = space.matrix(chunk, size.dim), gains = space.matrix(chunk, size.dim);
+    gram = space.matrix(chunk, chunk), scores = space.matrix(chunk, chunk);
+    inverse = space.matrix(size.dim, size.dim), past = space.matrix(size.dim, size.dim_v);
+    scratch = space.matrix(size.dim, chunk), scratch_gains = space.matrix(size.dim, chunk);
+    gates.allocate(space);
+    bytes = space.bytes();
+  }
+
+  void run(const MesaProblem<T>& problem, Index index) {
+    const Sizes& size = problem.size;
+    const Index time = size.time, dim = size.dim, dim_v = size.dim_v;
+    const Group<Layout> group(size, index);
+    initial_inverse<Layout, T>(inverse, problem, group, q);
+    load_past(problem, group);
+    bool empty = problem.association == nullptr;
+    const Saved<Layout> saved(size, problem.saved, index);
+    for (Index start = 0, n; start < time; start += n) {
+      n = gates.begin(problem, group, start);
+      if (saved.data != nullptr) solved = saved.solved(start), gains = saved.gains(start);
+      if (saved.data != nullptr) prefetch_matrix<true>(solved, n), prefetch_matrix<true>(gains, n);
+      prefetch_rows<true>(problem.o, group, size, start, n, dim_v);
+      prefetch_rows(problem.q, group, size, start + n, chunk, dim);
+      prefetch_rows(problem.k, group, size, start + n, chunk, dim);
+      prefetch_rows(problem.v, group, size, start + n, chunk, dim_v);
+      load_rows(q, problem.q, group, start, n, dim);
+      load_rows(k, problem.k, group, start, n, dim);
+      load_rows(v, problem.v, group, start, n, dim_v);
+      clear<Layout>(k, n, chunk);
+      auto k_t = find_gains(n, dim);
+      const auto gains_t = transposed<Layout>(constant(gains), chunk, dim, scratch_gains);
+      solve_rows<Layout>(solved, constant(q), constant(inverse), constant(gains), gains_t, scores, n, dim);
+      const bool last = start + n == time;
+      if (!last || problem.final_inverse != nullptr)
+        update_inverse<Layout>(inverse, constant(gains), gates, n, dim);
+      // now the effective keys of the linear part, write / m times k
+      if (gates.any) {
+        scaled_rows<Layout>(k, constant(k), n, dim, [this](Index t) { return gates.factor(t); });
+        k_t = transposed<Layout>(constant(k), chunk, dim, scratch);
+      }
+      product<Layout, Into::assign, Part::all, Part::lower>(scores, constant(solved), k_t, n, n, dim);
+      keep<Layout, Part::lower>(scores, n, chunk);
+      product<Layout, Into::assign, Part::lower>(o, constant(scores), constant(v), n, dim_v, n);
+      if (!empty) product<Layout, Into::add>(o, constant(solved), constant(past), n, dim_v, dim);
+      store_rows(problem.o, constant(o), group, start, n, dim_v);
+      if (last && problem.final_association == nullptr) break;
+      product<Layout, Into::add>(past, constant(k.transposed()), constant(v), dim, dim_v, n);
+      if (gates.any) scale<Layout>(past, gates.last_decay, dim, dim_v);
+      empty = false;
+    }
+    if (problem.final_inverse != nullptr)
+      store_matrix<Layout, T, Element>(problem.final_inverse, constant(inverse), size, group, dim, dim);
+    if (problem.final_association != nullptr) {
+      const Operand<T> transposed_matrix{problem.final_association, size.heads * dim * dim_v, 1, dim * dim_v, dim};
+      store_rows<Layout, T, Element>(transposed_matrix, constant(past), group, 0, dim, dim_v);
+    }
+  }
+
+ private:
+  // G is kept as [D, Dv], and [B, H, Dv, D] outside
+  void load_past(const MesaProblem<T>& problem, const Group<Layout>& group) {
+    const Index dim = problem.size.dim, dim_v = problem.size.dim_v;
+    clear<Layout>(past, 0, dim);
+    if (problem.association == nullptr) return;
+    load_rows(past, Operand<const T>{problem.association, problem.size.heads * dim * dim_v, 1, dim * dim_v, dim}, group,
+              0, dim, dim_v);
+  }
+
+  // Y of the chunk into `gains`; returns the transposed keys
+  View<const Element> find_gains(Index n, Index dim) {
+    View<Element> keys = k;
+    if (gates.any) {
+      clear<Layout>(key, n, chunk);
+      scaled_rows<Layout>(key, constant(k), n, dim, [this](Index t) { return square_root<T>(gates.factor(t)); });
+      keys = key;
+    }
+    clear<Layout>(gains, n, chunk);
+    product<Layout, Into::assign>(gains, constant(keys), constant(inverse), n, dim, dim);
+    const auto keys_t = transposed<Layout>(constant(keys), chunk, dim, scratch);
+    product<Layout, Into::assign, Part::all, Part::upper>(gram, constant(gains), keys_t, chunk, chunk, dim);
+    for (Index i = 0; i < chunk; ++i) gram.data[i * gram.rows + i] += T(1);
+    cholesky<Layout>(gram, inverse_diagonal);
+    solve_transposed<Layout>(constant(gram), inverse_diagonal, gains, dim);
+    return keys_t;
+  }
+};
+
+// With g = dL/do: first forward in time w_t = H_t^-1 G_t^T g_t = dq_t, then backward in time with the sums over the
+// future P of m g q~^T and N of m w q~^T, where q~ = H^-1 q (one more solve, and three linear attentions):
+//
+//     dv_i = write_i P_i k_i,     dk_i = write_i [P_i^T v_i - (N_i + N_i^T) k_i]
+template <class Layout>
+struct MesaBackward {
+  using T = typename Layout::Number;
+  using Element = typename Layout::Element;
+  static constexpr Index chunk = Layout::chunk;
+
+  View<Element> k, v, g, out, out_v, scores, pulls, inverse, past, future, pair, pair_sum, scratch, scratch_v, future_t;
+  View<Element> w, dridge, dwrite;
+  Gates<Layout> gates;
+  Index bytes;
+  Index* ends;  // where the chunks of the forward pass ended
+
+  MesaBackward(const Sizes& size, void* memory) {
+    Workspace<Layout> space(memory);
+    k = space.matrix(chunk, size.dim), out = space.matrix(chunk, size.dim);
+    v = space.matrix(chunk, size.dim_v), g = space.matrix(chunk, size.dim_v), out_v = space.matrix(chunk, size.dim_v);
+    scores = space.matrix(chunk, chunk), pulls = space.matrix(chunk, chunk);
+    inverse = space.matrix(size.dim, size.dim), past = space.matrix(size.dim_v, size.dim);
+    future = space.matrix(size.dim_v, size.dim), future_t = space.matrix(size.dim, size.dim_v);
+    pair = space.matrix(size.dim, size.dim), pair_sum = space.matrix(size.dim, size.dim);
+    scratch = space.matrix(size.dim, chunk), scratch_v = space.matrix(size.dim_v, chunk);
+    w = space.matrix(size.time, size.dim), dridge = space.matrix(1, size.dim), dwrite = space.matrix(chunk, 1);
+    gates.allocate(space);
+    ends = reinterpret_cast<Index*>(space.take((size.time + 1) * sizeof(Index) / sizeof(Element) + 1));
+    bytes = space.bytes();
+  }
+
+  void run(const MesaProblem<T>& problem, Index index) {
+    const Sizes& size = problem.size;
+    const Group<Layout> group(size, index);
+    const Saved<Layout> saved(size, problem.saved, index);
+    const Index chunks = solve_forward(problem, group, saved);
+    accumulate_backward(problem, group, saved, chunks);
+  }
+
+ private:
+  Index solve_forward(const MesaProblem<T>& problem, const Group<Layout>& group, const Saved<Layout>& saved) {
+    const Sizes& size = problem.size;
+    const Index time = size.time, dim = size.dim, dim_v = size.dim_v;
+    initial_inverse<Layout, T>(inverse, problem, group, k);
+    clear<Layout>(past, 0, dim_v);
+    if (problem.association != nullptr) load_matrix(past, problem.association, size, group, dim_v, dim);
+    bool empty = problem.association == nullptr;
+    Index chunks = 0;
+    for (Index start = 0, n; start < time; start += n) {
+      n = gates.begin(problem, group, start);
+      prefetch_rows<true>(problem.dq, group, size, start, n, dim);
+      prefetch_matrix<true>(View<Element>{w.data + start * w.rows, w.rows}, n);
+      prefetch_matrix<false>(saved.gains(start), n);
+      prefetch_chunk(problem, group, start + n);
+      load_chunk(problem, group, start, n);
+      if (gates.any)
+        scaled_rows<Layout>(k, constant(k), n, dim, [this](Index t) { return gates.factor(t); });
+      // out = G_t^T g_t
+      const auto v_t = transposed<Layout>(constant(v), chunk, dim_v, scratch_v);
+      product<Layout, Into::assign, Part::all, Part::lower>(scores, constant(g), v_t, n, n, dim_v);
+      keep<Layout, Part::lower>(scores, n, chunk);
+      product<Layout, Into::assign, Part::lower>(out, constant(scores), constant(k), n, dim, n);
+      if (!empty) product<Layout, Into::add>(out, constant(g), constant(past), n, dim, dim_v);
+      const auto gains = constant(saved.gains(start));
+      const View<Element> solved{w.data + start * w.rows, w.rows};
+      if (n < chunk) clear<Layout>(scratch, 0, dim);
+      const auto gains_t = transposed<Layout>(gains, n, dim, scratch);
+      solve_rows<Layout>(solved, constant(out), constant(inverse), gains, gains_t, scores, n, dim);
+      store_rows(problem.dq, constant(solved), group, start, n, dim);
+      ends[chunks++] = start + n;
+      if (start + n == time) break;
+      update_inverse<Layout>(inverse, gains, gates, n, dim);
+      product<Layout, Into::add>(past, constant(v.transposed()), constant(k), dim_v, dim, n);
+      if (gates.any) scale<Layout>(past, gates.last_decay, dim_v, dim);
+      empty = false;
+    }
+    return chunks;
+  }
+
+  void accumulate_backward(const MesaProblem<T>& problem, const Group<Layout>& group, const Saved<Layout>& saved,
+                           Index chunks) {
+    const Sizes& size = problem.size;
+    const Index dim = size.dim, dim_v = size.dim_v;
+    clear<Layout>(future, 0, dim_v);
+    clear<Layout>(pair, 0, dim);
+    clear<Layout>(dridge, 0, 1);
+    for (Index index = chunks - 1; index >= 0; --index) {
+      const Index start = index == 0 ? 0 : ends[index - 1];
+      const Index n = gates.begin(problem, group, start);
+      const bool last = index == chunks - 1;
+      const auto solved = constant(saved.solved(start));
+      const View<const Element> w_rows{w.data + start * w.rows, w.rows};
+      prefetch_rows<true>(problem.dk, group, size, start, n, dim);
+      prefetch_rows<true>(problem.dv, group, size, start, n, dim_v);
+      if (index > 0) {
+        const Index before = index == 1 ? 0 : ends[index - 2];
+        prefetch_chunk(problem, group, before);
+        prefetch_matrix<false>(saved.solved(before), chunk);
+        prefetch_matrix<false>(View<Element>{w.data + before * w.rows, w.rows}, chunk);
+      }
+      load_chunk(problem, group, start, n);
+      if (gates.any && !last) {
+        scale<Layout>(future, gates.last_decay, dim_v, dim);
+        scale<Layout>(pair, gates.last_decay, dim, dim);
+      }
+      if (gates.any) scale<Layout>(dridge, gates.last_decay, 1, dim);
+      // dv = k P^T + upper(k q~^T) g
+      if (n < chunk) clear<Layout>(scratch, 0, dim);
+      const auto solved_t = transposed<Layout>(solved, n, dim, scratch);
+      product<Layout, Into::assign, Part::all, Part::upper>(scores, constant(k), solved_t, n, n, dim);
+      keep<Layout, Part::upper>(scores, n, chunk);
+      product<Layout, Into::assign, Part::upper>(out_v, constant(scores), constant(g), n, dim_v, n);
+      if (!last) {
+        const auto future_view = transposed<Layout>(constant(future), dim_v, dim, future_t);
+        product<Layout, Into::add>(out_v, constant(k), future_view, n, dim_v, dim);
+      }
+      // dk = v P - k (N + N^T) + upper(v g^T - k w^T) q~ - upper(k q~^T) w
+      const auto g_t = transposed<Layout>(constant(g), chunk, dim_v, scratch_v);
+      product<Layout, Into::assign, Part::all, Part::upper>(pulls, constant(v), g_t, n, n, dim_v);
+      const auto w_t = transposed<Layout>(w_rows, n, dim, scratch);
+      product<Layout, Into::subtract, Part::all, Part::upper>(pulls, constant(k), w_t, n, n, dim);
+      keep<Layout, Part::upper>(pulls, n, chunk);
+      product<Layout, Into::assign, Part::upper>(out, constant(pulls), solved, n, dim, n);
+      product<Layout, Into::subtract, Part::upper>(out, constant(scores), w_rows, n, dim, n);
+      if (!last) {
+        product<Layout, Into::add>(out, constant(v), constant(future), n, dim, dim_v);
+        add_transposed<Layout>(pair_sum, constant(pair), dim);
+        product<Layout, Into::subtract>(out, constant(k), constant(pair_sum), n, dim, dim);
+      }
+      // what lies before needs the sums from here on
+      product<Layout, Into::add>(future, constant(g.transposed()), solved, dim_v, dim, n);
+      product<Layout, Into::add>(pair, w_rows.transposed(), solved, dim, dim, n);
+      for (Index t = 0; t < n; ++t)
+        for (Index d = 0; d < dim; ++d) dridge.data[d] -= w_rows.data[t * w.rows + d] * solved.data[t * solved.rows + d];
+      if (gates.any) weigh(problem, group, start, n);
+      store_rows(problem.dv, constant(out_v), group, start, n, dim_v);
+      store_rows(problem.dk, constant(out), group, start, n, dim);
+    }
+    store_matrix<Layout, T, Element>(problem.dridge, constant(dridge), size, group, 1, dim);
+    if (problem.dassociation != nullptr)
+      store_matrix<Layout, T, Element>(problem.dassociation, constant(future), size, group, dim_v, dim);
+    if (problem.pairs != nullptr)
+      store_matrix<Layout, T, Element>(problem.pairs, constant(pair), size, group, dim, dim);
+  }
+
+  // The gates' own gradient, and their factor on those of keys and values: with dk and dv as they are before it,
+  // dwrite_i = (dk_i . k_i + dv_i . v_i) / (2 m_i).
+  void weigh(const MesaProblem<T>& problem, const Group<Layout>& group, Index start, Index n) {
+    const Index dim = problem.size.dim, dim_v = problem.size.dim_v;
+    for (Index t = 0; t < n; ++t) {
+      Element* dk = out.data + t * out.rows;
+      Element* dv = out_v.data + t * out_v.rows;
+      const Element both = dot<Layout>(dk, k.data + t * k.rows, dim) + dot<Layout>(dv, v.data + t * v.rows, dim_v);
+      dwrite.data[t * dwrite.rows] = T(0.5) * both / gates.at(gates.decay, t);
+      scale_row<Layout>(dk, gates.factor(t), dim);
+      scale_row<Layout>(dv, gates.factor(t), dim_v);
+    }
+    if (problem.dwrite.data != nullptr) store_rows(problem.dwrite, constant(dwrite), group, start, n, 1);
+  }
+
+  void prefetch_chunk(const MesaProblem<T>& problem, const Group<Layout>& group, Index start) {
+    const Sizes& size = problem.size;
+    prefetch_rows(problem.k, group, size, start, chunk, size.dim);
+    prefetch_rows(problem.v, group, size, start, chunk, size.dim_v);
+    prefetch_rows(problem.g, group, size, start, chunk, size.dim_v);
+  }
+
+  void load_chunk(const MesaProblem<T>& problem, const Group<Layout>& group, Index start, Index n) {
+    load_rows(k, problem.k, group, start, n, problem.size.dim);
+    load_rows(v, problem.v, group, start, n, problem.size.dim_v);
+    load_rows(g, problem.g, group, start, n, problem.size.dim_v);
+    clear<Layout>(v, n, chunk);
+    clear<Layout>(g, n, chunk);
+  }
+};
+
+}  // namespace MESASCOPE_ISA

@@ -1,0 +1,62 @@
+// Groups of heads shared out among threads.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <exception>
+#include <new>
+#include <thread>
+#include <vector>
+
+#include "kernels.h"
+
+namespace mesascope {
+
+class AlignedMemory {
+ public:
+  explicit AlignedMemory(Index bytes) : data_(::operator new(std::size_t(bytes), std::align_val_t(64))) {}
+  ~AlignedMemory() { ::operator delete(data_, std::align_val_t(64)); }
+  AlignedMemory(const AlignedMemory&) = delete;
+  AlignedMemory& operator=(const AlignedMemory&) = delete;
+  void* data() const { return data_; }
+
+ private:
+  void* data_;
+};
+
+// Runs `kernel` over all groups on at most `threads` threads. Each group is one thread's work from start to end, so
+// the result does not depend on how many there are. Threads are made for the call: that takes some 20 microseconds,
+// survives a fork, and leaves nothing behind that could spin while others compute.
+template <class Problem>
+void run_groups(const Kernel<Problem>& kernel, const Problem& problem, Index groups, int threads) {
+  const Index workers = std::max<Index>(1, std::min<Index>(threads, groups));
+  // a few blocks for each thread, so that one that is held up does not hold up the call
+  const Index block = std::max<Index>(1, groups / (4 * workers));
+  const Index bytes = kernel.workspace(problem.size);
+  std::vector<AlignedMemory*> memory;
+  struct Cleanup {
+    std::vector<AlignedMemory*>& owned;
+    ~Cleanup() {
+      for (AlignedMemory* each : owned) delete each;
+    }
+  } cleanup{memory};
+  for (Index worker = 0; worker < workers; ++worker) memory.push_back(new AlignedMemory(bytes));
+  std::atomic<Index> next{0};
+  const auto work = [&](void* workspace) {
+    for (Index begin; (begin = next.fetch_add(block)) < groups;)
+      kernel.run(problem, begin, std::min(begin + block, groups), workspace);
+  };
+  std::vector<std::thread> others;
+  for (Index worker = 1; worker < workers; ++worker) {
+    try {
+      others.emplace_back(work, memory[worker]->data());
+    } catch (const std::system_error&) {
+      break;  // no more threads to be had: the ones there are do the work
+    }
+  }
+  work(memory[0]->data());
+  for (std::thread& other : others) other.join();
+}
+
+}  // namespace mesascope

@@ -1,0 +1,63 @@
+// What the kernels are asked to do: sizes, strided operands and where results go. The same for every instruction set.
+#pragma once
+
+#include <cstdint>
+
+namespace mesascope {
+
+using Index = std::int64_t;
+
+// a tensor [B, T, H, D] anywhere in memory; strides count numbers; data is null where an operand is absent
+template <class T>
+struct Operand {
+  T* data = nullptr;
+  Index batch = 0, time = 0, head = 0, dim = 0;
+};
+
+struct Sizes {
+  Index batch, time, heads, dim, dim_v;
+  Index all_heads() const { return batch * heads; }
+};
+
+template <class T>
+struct LinearProblem {
+  Sizes size;
+  Operand<const T> q, k, v;
+  Operand<T> o;                 // forward
+  Operand<const T> g;           // backward: dL/do
+  Operand<T> dq, dk, dv;
+};
+
+template <class T>
+struct SoftmaxProblem {
+  Sizes size;
+  T scale;
+  Operand<const T> q, k, v;
+  Operand<T> o;
+  Operand<T> normaliser;        // [B, T, H, 2]: largest logit, 1 / sum of exp; written forward, read backward
+  Operand<const T> g;
+  Operand<T> dq, dk, dv;
+};
+
+// o_t = G_t H_t^-1 q_t with H_t = forget_t H_(t-1) + write_t k_t k_t^T, H_0 = diag(ridge), and G_t alike
+template <class T>
+struct MesaProblem {
+  Sizes size;
+  Operand<const T> q, k, v;
+  Operand<const T> ridge;             // [B, 1, H, D]
+  Operand<const T> write, log_forget; // [B, T, H], or absent
+  const T* inverse = nullptr;         // H_0^-1 [B, H, D, D] instead of ridge, or absent
+  const T* association = nullptr;     // G_0 [B, H, Dv, D], or absent
+  Operand<T> o;
+  T* saved = nullptr;                 // what backward needs: mesa_saved() numbers for each group of heads
+  T* final_inverse = nullptr;         // H_T^-1, or absent
+  T* final_association = nullptr;     // G_T, or absent
+  Operand<const T> g;
+  Operand<T> dq, dk, dv;
+  T* dridge = nullptr;                // [B, H, D]
+  Operand<T> dwrite;                  // [B, T, H], or absent
+  T* dassociation = nullptr;          // [B, H, Dv, D], or absent
+  T* pairs = nullptr;                 // sum_t m_t w_t q~_t^T = -dL/dH_0, [B, H, D, D], or absent
+};
+
+}  // namespace mesascope

@@ -1,0 +1,92 @@
+// Packs of numbers that compilers turn into the widest registers of the target, and how matrices are laid over them.
+//
+// Everything here and in the kernels lives in a namespace named after the instruction set it is compiled for, so that
+// one binary can hold several builds and choose among them when it is loaded.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+namespace MESASCOPE_ISA {
+
+using Index = std::int64_t;
+
+template <class T, int N>
+using Pack __attribute__((vector_size(N * sizeof(T)))) = T;
+
+// bytes of a register, and how many of them a tile of a product may fill
+#if defined(__AVX512F__)
+inline constexpr int register_bytes = 64;
+inline constexpr int tile_rows = 4, tile_columns = 4;
+#elif defined(__AVX2__)
+inline constexpr int register_bytes = 32;
+inline constexpr int tile_rows = 4, tile_columns = 2;
+#elif defined(__aarch64__)
+inline constexpr int register_bytes = 16;
+inline constexpr int tile_rows = 4, tile_columns = 4;
+#else
+inline constexpr int register_bytes = 16;
+inline constexpr int tile_rows = 4, tile_columns = 2;
+#endif
+
+// One head in each lane of a register: every scalar of the algorithm is a pack, no head waits for another, and no lane
+// is wasted whatever the size of the head. For small heads, of which there are many.
+template <class T>
+struct HeadsInLanes {
+  using Number = T;
+  static constexpr int heads = register_bytes / sizeof(T);
+  static constexpr int width = 1;  // columns of a matrix in one register
+  static constexpr int chunk = 8;  // tokens treated at once
+  using Element = Pack<T, heads>;
+  using Vector = Element;
+};
+
+// One head at a time, the columns of its matrices in the lanes. For large heads.
+template <class T>
+struct ColumnsInLanes {
+  using Number = T;
+  static constexpr int heads = 1;
+  static constexpr int width = register_bytes / sizeof(T);
+  static constexpr int chunk = 16;
+  using Element = T;
+  using Vector = Pack<T, width>;
+};
+
+template <class Vector, class Element>
+inline Vector load(const Element* from) {
+  Vector value;
+  std::memcpy(&value, from, sizeof(Vector));
+  return value;
+}
+
+template <class Vector, class Element>
+inline void store(Element* to, Vector value) {
+  std::memcpy(to, &value, sizeof(Vector));
+}
+
+template <class T, class Element>
+inline Element map(Element value, T (*function)(T)) {
+  if constexpr (sizeof(Element) == sizeof(T)) {
+    return function(value);
+  } else {
+    for (unsigned lane = 0; lane < sizeof(Element) / sizeof(T); ++lane) value[lane] = function(value[lane]);
+    return value;
+  }
+}
+
+template <class T, class Element>
+inline Element square_root(Element value) {
+  return map<T>(value, +[](T x) -> T { return std::sqrt(x); });
+}
+
+template <class T, class Element>
+inline Element at_least(Element value, T bound) {
+  if constexpr (sizeof(Element) == sizeof(T)) {
+    return value > bound ? value : bound;
+  } else {
+    return value > bound ? value : Element{} + bound;
+  }
+}
+
+}  // namespace MESASCOPE_ISA

@@ -1,0 +1,161 @@
+// Causal softmax attention of short sequences: all tokens of a group of heads stay in the cache.
+#pragma once
+
+#include <type_traits>
+
+#include "layout.h"
+
+namespace MESASCOPE_ISA {
+
+using mesascope::SoftmaxProblem;
+
+// exp(x) for x <= 0 to within 2 units in the last place; exp(-infinity) = 0.
+//
+// exp(x) = 2^n exp(r) with |r| <= ln(2) / 2, ln(2) subtracted in two parts, exp(r) by its Taylor polynomial: degree 7
+// leaves 5e-9 in float32, degree 13 leaves 4e-18 in float64.
+template <class T, class Element>
+inline Element exponential(Element x) {
+  static_assert(sizeof(Element) > sizeof(T), "for heads in lanes");
+  constexpr bool single = sizeof(T) == 4;
+  constexpr int lanes = sizeof(Element) / sizeof(T);
+  using Integer = std::conditional_t<single, std::int32_t, std::int64_t>;
+  constexpr T lowest = single ? T(-87.3) : T(-708.3);
+  // adding and subtracting 1.5 * 2^(digits) rounds to the nearest integer
+  constexpr T magic = single ? T(12582912.0) : T(6755399441055744.0);
+  constexpr T high = single ? T(0.693359375) : T(6.93145751953125e-1);
+  constexpr T low = single ? T(-2.12194440e-4) : T(1.42860682030941723212e-6);
+  constexpr int degree = single ? 7 : 13;
+  const auto vanishes = x < lowest;
+  const Element bounded = vanishes ? Element{} + lowest : x;
+  const Element n = (bounded * T(1.4426950408889634) + magic) - magic;
+  const Element r = (bounded - n * high) - n * low;
+  T factorial = 1;
+  for (int i = 2; i <= degree; ++i) factorial *= T(i);
+  Element sum = Element{} + T(1) / factorial;
+  for (int i = degree; i > 0; --i) {
+    factorial /= T(i);
+    sum = sum * r + T(1) / factorial;
+  }
+  const auto exponent = __builtin_convertvector(n, Pack<Integer, lanes>);
+  const auto bits = (exponent + Integer(single ? 127 : 1023)) << Integer(single ? 23 : 52);
+  Element power;
+  std::memcpy(&power, &bits, sizeof(power));
+  return vanishes ? Element{} : sum * power;
+}
+
+// Rows of queries treated at once, so that keys and values are read once for several of them.
+inline constexpr Index softmax_rows = 4;
+
+// scores[r, i] = scale (q_r . k_i) for i <= first + r
+template <class Layout, class T, class Element>
+inline void softmax_scores(View<Element> scores, View<const Element> q, View<const Element> k, Index n, Index first,
+                           Index dim, T scale) {
+  product<Layout, Into::assign>(scores, q, constant(k.transposed()), n, first + n, dim);
+  for (Index r = 0; r < n; ++r)
+    for (Index i = 0; i <= first + r; ++i) scores.data[r * scores.rows + i] *= scale;
+}
+
+template <class Layout>
+struct SoftmaxForward {
+  using T = typename Layout::Number;
+  using Element = typename Layout::Element;
+
+  View<Element> q, k, v, o, scores, normaliser;
+  Index bytes;
+
+  SoftmaxForward(const Sizes& size, void* memory) {
+    Workspace<Layout> space(memory);
+    q = space.matrix(size.time, size.dim), k = space.matrix(size.time, size.dim);
+    v = space.matrix(size.time, size.dim_v), o = space.matrix(softmax_rows, size.dim_v);
+    scores = space.matrix(softmax_rows, size.time), normaliser = space.matrix(softmax_rows, 2);
+    bytes = space.bytes();
+  }
+
+  void run(const SoftmaxProblem<T>& problem, Index index) {
+    const auto [batch, time, heads, dim, dim_v] = problem.size;
+    const Group<Layout> group(problem.size, index);
+    load_rows(q, problem.q, group, 0, time, dim);
+    load_rows(k, problem.k, group, 0, time, dim);
+    load_rows(v, problem.v, group, 0, time, dim_v);
+    for (Index first = 0; first < time; first += softmax_rows) {
+      const Index n = time - first < softmax_rows ? time - first : softmax_rows;
+      softmax_scores<Layout, T>(scores, {q.data + first * q.rows, q.rows}, constant(k), n, first, dim, problem.scale);
+      for (Index r = 0; r < n; ++r) {
+        Element* row = scores.data + r * scores.rows;
+        Element largest = row[0];
+        for (Index i = 1; i <= first + r; ++i) largest = row[i] > largest ? row[i] : largest;
+        Element sum{};
+        for (Index i = 0; i <= first + r; ++i) sum += row[i] = exponential<T>(Element(row[i] - largest));
+        const Element inverse = T(1) / sum;
+        for (Index i = 0; i <= first + r; ++i) row[i] *= inverse;
+        for (Index i = first + r + 1; i < first + n; ++i) row[i] = Element{};
+        store(normaliser.data + r * normaliser.rows, largest), store(normaliser.data + r * normaliser.rows + 1, inverse);
+      }
+      product<Layout, Into::assign>(o, constant(scores), constant(v), n, dim_v, first + n);
+      store_rows(problem.o, constant(o), group, first, n, dim_v);
+      store_rows(problem.normaliser, constant(normaliser), group, first, n, 2);
+    }
+  }
+};
+
+// With p the weights: dv = p^T g, dp = g v^T, ds = p (dp - sum_i p dp), dq = scale ds k, dk = scale ds^T q
+template <class Layout>
+struct SoftmaxBackward {
+  using T = typename Layout::Number;
+  using Element = typename Layout::Element;
+
+  View<Element> q, k, v, g, dq, dk, dv, scores, pulled, normaliser;
+  Index bytes;
+
+  SoftmaxBackward(const Sizes& size, void* memory) {
+    Workspace<Layout> space(memory);
+    q = space.matrix(size.time, size.dim), k = space.matrix(size.time, size.dim);
+    v = space.matrix(size.time, size.dim_v), g = space.matrix(size.time, size.dim_v);
+    dq = space.matrix(softmax_rows, size.dim), dk = space.matrix(size.time, size.dim);
+    dv = space.matrix(size.time, size.dim_v);
+    scores = space.matrix(softmax_rows, size.time), pulled = space.matrix(softmax_rows, size.time);
+    normaliser = space.matrix(softmax_rows, 2);
+    bytes = space.bytes();
+  }
+
+  void run(const SoftmaxProblem<T>& problem, Index index) {
+    const auto [batch, time, heads, dim, dim_v] = problem.size;
+    const Group<Layout> group(problem.size, index);
+    load_rows(q, problem.q, group, 0, time, dim);
+    load_rows(k, problem.k, group, 0, time, dim);
+    load_rows(v, problem.v, group, 0, time, dim_v);
+    load_rows(g, problem.g, group, 0, time, dim_v);
+    clear<Layout>(dk, 0, time);
+    clear<Layout>(dv, 0, time);
+    const Operand<T>& written = problem.normaliser;
+    const Operand<const T> saved{written.data, written.batch, written.time, written.head, written.dim};
+    for (Index first = 0; first < time; first += softmax_rows) {
+      const Index n = time - first < softmax_rows ? time - first : softmax_rows, keys = first + n;
+      const View<const Element> q_rows{q.data + first * q.rows, q.rows}, g_rows{g.data + first * g.rows, g.rows};
+      load_rows(normaliser, saved, group, first, n, 2);
+      softmax_scores<Layout, T>(scores, q_rows, constant(k), n, first, dim, problem.scale);
+      product<Layout, Into::assign>(pulled, g_rows, constant(v.transposed()), n, keys, dim_v);
+      for (Index r = 0; r < n; ++r) {
+        Element* row = scores.data + r * scores.rows;
+        const Element largest = normaliser.data[r * normaliser.rows], inverse = normaliser.data[r * normaliser.rows + 1];
+        for (Index i = 0; i <= first + r; ++i) row[i] = exponential<T>(Element(row[i] - largest)) * inverse;
+        for (Index i = first + r + 1; i < keys; ++i) row[i] = Element{};
+      }
+      product<Layout, Into::add>(dv, constant(scores.transposed()), g_rows, keys, dim_v, n);
+      for (Index r = 0; r < n; ++r) {
+        const Element* row = scores.data + r * scores.rows;
+        Element* pull = pulled.data + r * pulled.rows;
+        Element mean{};
+        for (Index i = 0; i < keys; ++i) mean += row[i] * pull[i];
+        for (Index i = 0; i < keys; ++i) pull[i] = problem.scale * row[i] * (pull[i] - mean);
+      }
+      product<Layout, Into::assign>(dq, constant(pulled), constant(k), n, dim, keys);
+      product<Layout, Into::add>(dk, constant(pulled.transposed()), q_rows, keys, dim, n);
+      store_rows(problem.dq, constant(dq), group, first, n, dim);
+    }
+    store_rows(problem.dk, constant(dk), group, 0, time, dim);
+    store_rows(problem.dv, constant(dv), group, 0, time, dim_v);
+  }
+};
+
+}  // namespace MESASCOPE_ISA

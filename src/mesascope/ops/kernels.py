@@ -1,0 +1,42 @@
+"""The native kernels, where they were built: one compiled module that is found at the first use, or is not there.
+
+The environment variable MESASCOPE_NATIVE=0 hides them, so that everything runs on plain torch.
+"""
+
+import os
+from functools import cache
+from importlib import import_module
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+MODULE = "mesascope.ops._kernels"
+
+
+@cache
+def native_kernels() -> ModuleType | None:
+    """The compiled module, or None where the installation has none or MESASCOPE_NATIVE is 0."""
+    if os.environ.get("MESASCOPE_NATIVE") == "0":
+        return None
+    try:
+        return import_module(MODULE)
+    except ModuleNotFoundError as error:
+        if error.name != MODULE:
+            raise
+        return None
+
+
+def computable(*operands: Tensor) -> bool:
+    """Whether the kernels take these operands: on the CPU, all float32 or all float64, none of them empty."""
+    first = operands[0]
+    return first.dtype in (torch.float32, torch.float64) and all(
+        operand.device.type == "cpu" and operand.dtype == first.dtype and operand.numel() > 0 for operand in operands
+    )
+
+
+def kernel_module() -> ModuleType:
+    """The compiled module for a caller that has asked whether there is one."""
+    module = native_kernels()
+    assert module is not None
+    return module

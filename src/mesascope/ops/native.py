@@ -1,0 +1,112 @@
+"""Linear and softmax attention by the native kernels, as operators that torch knows.
+
+Under torch.compile each is one opaque call. They are differentiable once; vmap maps them over a further batch
+dimension, and autocast computes them in float32.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mesascope.ops.kernels import kernel_module
+
+
+@torch.library.custom_op("mesascope::linear_attention", mutates_args=(), device_types="cpu")
+def native_linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal linear attention, `[B, T, H, D] -> [B, T, H, Dv]`."""
+    o = torch.empty(v.shape, dtype=v.dtype)
+    kernel_module().linear_forward(q, k, v, o, torch.get_num_threads(), "auto")
+    return o
+
+
+@torch.library.custom_op("mesascope::linear_attention_backward", mutates_args=(), device_types="cpu")
+def _linear_backward(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    dq, dk, dv = (torch.empty(operand.shape, dtype=operand.dtype) for operand in (q, k, v))
+    kernel_module().linear_backward(q, k, v, g, dq, dk, dv, torch.get_num_threads(), "auto")
+    return dq, dk, dv
+
+
+@torch.library.custom_op("mesascope::softmax_attention", mutates_args=(), device_types="cpu")
+def _softmax(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    o = torch.empty(v.shape, dtype=v.dtype)
+    normaliser = torch.empty((*q.shape[:3], 2), dtype=q.dtype)
+    scale = 1 / math.sqrt(q.shape[-1])
+    kernel_module().softmax_forward(q, k, v, o, normaliser, scale, torch.get_num_threads())
+    return o, normaliser
+
+
+@torch.library.custom_op("mesascope::softmax_attention_backward", mutates_args=(), device_types="cpu")
+def _softmax_backward(q: Tensor, k: Tensor, v: Tensor, normaliser: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    dq, dk, dv = (torch.empty(operand.shape, dtype=operand.dtype) for operand in (q, k, v))
+    scale = 1 / math.sqrt(q.shape[-1])
+    kernel_module().softmax_backward(q, k, v, normaliser, g, dq, dk, dv, scale, torch.get_num_threads())
+    return dq, dk, dv
+
+
+def native_softmax_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal softmax attention of short sequences, `[B, T, H, D] -> [B, T, H, Dv]`."""
+    return _softmax(q, k, v)[0]
+
+
+@native_linear_attention.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return v.new_empty(v.shape)
+
+
+@_softmax.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    return v.new_empty(v.shape), q.new_empty((*q.shape[:3], 2))
+
+
+@_linear_backward.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+@_softmax_backward.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, normaliser: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _keep_operands(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _keep_operands_and_normaliser(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs, output[1])
+
+
+def _linear_gradients(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return _linear_backward(*ctx.saved_tensors, g)
+
+
+def _softmax_gradients(ctx: Any, g: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return _softmax_backward(*ctx.saved_tensors, g)
+
+
+native_linear_attention.register_autograd(_linear_gradients, setup_context=_keep_operands)
+_softmax.register_autograd(_softmax_gradients, setup_context=_keep_operands_and_normaliser)
+
+
+def _over_batches(operator: Any) -> None:
+    """Let vmap map an operator: its operands have the batch first, so one more dimension joins it."""
+
+    def rule(info: Any, in_dims: tuple[int | None, ...], *operands: Tensor) -> tuple[Any, Any]:
+        moved = [
+            operand.expand(info.batch_size, *operand.shape) if dim is None else operand.movedim(dim, 0)
+            for operand, dim in zip(operands, in_dims, strict=True)
+        ]
+        result = operator(*(operand.flatten(0, 1) for operand in moved))
+        if isinstance(result, Tensor):
+            return result.unflatten(0, (info.batch_size, -1)), 0
+        return tuple(part.unflatten(0, (info.batch_size, -1)) for part in result), (0,) * len(result)
+
+    operator.register_vmap(rule)
+
+
+for _operator in (native_linear_attention, _linear_backward, _softmax, _softmax_backward):
+    _over_batches(_operator)
+for _operator in (native_linear_attention, _softmax):
+    torch.library.register_autocast(_operator, "cpu", torch.float32)
