@@ -9,7 +9,7 @@ import mesascope
 
 ROOT = Path(mesascope.__file__).parent
 LAYERS = (
-    *("errors", "environment", "config", "figures", "claims", "tasks", "predictor", "ops", "nn"),
+    *("errors", "environment", "config", "files", "figures", "claims", "tasks", "predictor", "ops", "nn"),
     *("learners", "constructions", "training", "runs", "uncover", "report", "experiments", "benchmarks"),
     *("doctor", "cli"),
 )

@@ -155,7 +155,7 @@ class Bench:
     def run(self) -> None:
         from mesascope.benchmarks.train import bench_training
         from mesascope.environment import describe_environment
-        from mesascope.training.files import write_json
+        from mesascope.files import write_json
 
         claims = bench_training(self.rounds, self.threads)
         _print_claims(claims)

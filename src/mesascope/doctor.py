@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 
 from mesascope.environment import describe_environment
-from mesascope.ops import linear_attention, mesa_attention, mesa_attention_reference
+from mesascope.ops import linear_attention, mesa_attention
 
 
 def examine() -> Iterator[str]:
@@ -28,7 +28,7 @@ def _operands() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 def _mesa_error() -> float:
     q, k, v = _operands()
-    exact = mesa_attention_reference(q, k, v, torch.ones(2, dtype=torch.float64))
+    exact = mesa_attention(q, k, v, torch.ones(2, dtype=torch.float64), backend="reference")
     return _relative(mesa_attention(q.float(), k.float(), v.float(), torch.ones(2)), exact)
 
 

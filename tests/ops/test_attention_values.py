@@ -1,5 +1,7 @@
 """Every attention against the loops of its definition: values and all gradients in float64, over a table of shapes."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -23,7 +25,7 @@ FAST = {
     "linear": (ops.linear_attention, oracle.linear_attention),
     "softmax": (ops.softmax_attention, oracle.softmax_attention),
     "mesa": (ops.mesa_attention, oracle.mesa_attention),
-    "mesa reference": (ops.mesa_attention_reference, oracle.mesa_attention),
+    "mesa reference": (partial(ops.mesa_attention, backend="reference"), oracle.mesa_attention),
 }
 
 
@@ -73,7 +75,7 @@ def test_gradcheck(kind: str, generator: torch.Generator) -> None:
     assert torch.autograd.gradcheck(FAST[kind][0], [argument.requires_grad_() for argument in arguments])
 
 
-@pytest.mark.parametrize("kind", ["linear", "mesa"])
+@pytest.mark.parametrize("kind", ["linear"])
 def test_a_second_derivative_is_refused_rather_than_wrong(kind: str, generator: torch.Generator) -> None:
     arguments = [argument.requires_grad_() for argument in operands((1, 3, 1, 2, 2), generator, kind=kind)]
     (gradient,) = torch.autograd.grad(FAST[kind][0](*arguments).square().sum(), arguments[:1], create_graph=True)

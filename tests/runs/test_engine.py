@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from mesascope.errors import DivergenceError, InputError
+from mesascope.files import read_tensors
 from mesascope.nn import Transformer
 from mesascope.runs import RunStore, train_all
 from mesascope.training.config import ConstantRate, TrainingConfig
-from mesascope.training.files import read_tensors
 from mesascope.training.loop import Progress, train
 from training.tiny import HYBRID, LINEAR, varied
 

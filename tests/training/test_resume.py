@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import tiny
 
-from mesascope.training.files import read_tensors
+from mesascope.files import read_tensors
 from mesascope.training.loop import Progress, load_metrics, train
 
 SCRIPT = Path(__file__).parent / "train_slowly.py"

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from mesascope.errors import CheckpointError, DivergenceError, InputError, StorageError
+from mesascope.files import read_json, read_tensors
 from mesascope.nn import Linear, Mesa
 from mesascope.training import loop
 from mesascope.training.config import ClipGradNorm, ClipGradValue, ConstantRate, TrainingConfig
-from mesascope.training.files import read_json, read_tensors
 from mesascope.training.loop import Progress, TrainingState, load_config, load_metrics, load_model, train
 from mesascope.training.memory import require_memory, training_bytes
 

@@ -12,11 +12,11 @@ from mesascope.config import SCHEMA, config_hash, to_json
 from mesascope.environment import describe_environment
 from mesascope.errors import InputError, StorageError, require
 from mesascope.experiments.base import Experiment, Plan, Profile, Trained
+from mesascope.files import read_json, write_json
 from mesascope.report import Report, write_report
 from mesascope.runs.display import TrainingDisplay
 from mesascope.runs.engine import train_all
 from mesascope.runs.store import RunStore
-from mesascope.training.files import read_json, write_json
 from mesascope.training.memory import require_memory
 
 MANIFEST = "experiment.json"

@@ -11,10 +11,10 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from mesascope.figures import Figure, HeatmapPanel, LinePanel
+from mesascope.files import write_atomically
 from mesascope.report.interactive import to_plotly
 from mesascope.report.model import Report, failed_first, format_duration, format_number, verdict
 from mesascope.report.static import save_figure
-from mesascope.training.files import write_atomically
 
 if TYPE_CHECKING:
     from markupsafe import Markup

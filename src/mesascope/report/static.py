@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mesascope.figures import Figure, HeatmapPanel, LinePanel
+from mesascope.files import write_atomically
 from mesascope.report import geometry, style
-from mesascope.training.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

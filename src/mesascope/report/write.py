@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from mesascope.figures import Figure, HeatmapPanel
+from mesascope.files import write_atomically, write_json
 from mesascope.report.model import Report
 from mesascope.report.page import render_page
 from mesascope.report.result import result_json
 from mesascope.report.static import save_figure
-from mesascope.training.files import write_atomically, write_json
 
 
 def write_report(report: Report, folder: Path) -> Path:

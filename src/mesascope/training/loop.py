@@ -21,10 +21,10 @@ from torch import Tensor
 from mesascope.config import SCHEMA, from_json, to_json
 from mesascope.environment import describe_environment
 from mesascope.errors import CheckpointError, DivergenceError, InputError
+from mesascope.files import read_json, read_tensors, write_atomically, write_json, write_tensors
 from mesascope.nn.transformer import Transformer
 from mesascope.tasks.sequences import Sequences
 from mesascope.training.config import EVALUATION_BATCH, ClipGradNorm, ClipGradValue, TrainingConfig
-from mesascope.training.files import read_json, read_tensors, write_atomically, write_json, write_tensors
 from mesascope.training.memory import require_memory
 from mesascope.training.seeds import stream
 

@@ -1,26 +1,51 @@
-"""The mesa layer by its definition: one ridge regression solved per time step. Slow, and the yardstick for the rest."""
+"""Mesa attention by its definition: one dense solve per token, in float64. Slow, and the yardstick for the rest."""
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
+from mesascope.ops.mesa.problem import Regularizer
+from mesascope.ops.mesa.state import MesaState
 
-def mesa_attention_reference(
-    q: Float[Tensor, "batch time heads d"],
-    k: Float[Tensor, "batch time heads d"],
-    v: Float[Tensor, "batch time heads d_v"],
-    ridge: Float[Tensor, "*#heads"],
-) -> Float[Tensor, "batch time heads d_v"]:
-    """o_t = G_t (sum_{t' <= t} k_t' k_t'^T + ridge I)^-1 q_t with G_t = sum_{t' <= t} v_t' k_t'^T.
 
-    Arguments and errors as in `mesa_attention`. Solves T dense systems per head in float64, in O(T D^3), and returns
-    the dtype of `q`. Differentiable any number of times.
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    ridge: Tensor,
+    log_forget: Tensor | None,
+    write: Tensor | None,
+    regularizer: Regularizer,
+    state: MesaState | None,
+    return_state: bool,
+) -> tuple[Tensor, MesaState | None]:
+    """Mesa attention of checked operands; see `Attend`. O(T D^3) time and O(T D^2) memory, returned in their dtype.
+
+    H_t and G_t are built token by token as in arXiv 2309.05858, eqs. 4-13, and differentiated by autograd.
     """
     dtype = q.dtype
+    ones = torch.ones(k.shape[:3], dtype=torch.float64, device=k.device)
+    keep, strength = (
+        ones if log_forget is None else log_forget.double().exp(),
+        ones if write is None else write.double(),
+    )
     q, k, v, ridge = (operand.double() for operand in (q, k, v, ridge))
-    identity = torch.eye(k.shape[-1], dtype=torch.float64)
-    ridge = ridge.expand(q.shape[0], q.shape[2])
-    gram = torch.einsum("bthd,bthe->bthde", k, k).cumsum(1) + ridge[:, None, :, None, None] * identity
-    association = torch.einsum("bthd,bthe->bthde", v, k).cumsum(1)
-    solved = torch.linalg.solve(gram, q)
-    return torch.einsum("bthde,bthe->bthd", association, solved).to(dtype)
+    penalty = torch.diag_embed(ridge)
+    association = penalty.new_zeros((*penalty.shape[:2], v.shape[-1], k.shape[-1]))
+    if state is not None:
+        matrix, association = state.matrix.double(), state.association.double()
+        hessian = torch.linalg.inv((matrix + matrix.mT) / 2) if regularizer == "initial" else (matrix + matrix.mT) / 2
+    else:
+        hessian = penalty if regularizer == "initial" else torch.zeros_like(penalty)
+    outputs = []
+    for t in range(q.shape[1]):
+        kept, written = keep[:, t, :, None, None], strength[:, t, :, None, None] * k[:, t, :, None, :]
+        hessian = kept * hessian + k[:, t, :, :, None] * written
+        association = kept * association + v[:, t, :, :, None] * written
+        regularised = hessian if regularizer == "initial" else hessian + penalty
+        solved = torch.linalg.solve(regularised, q[:, t, :, :, None])
+        outputs.append((association @ solved)[..., 0])
+    output = torch.stack(outputs, 1).to(dtype)
+    if not return_state:
+        return output, None
+    matrix = torch.linalg.inv(hessian) if regularizer == "initial" else hessian
+    return output, MesaState(regularizer, matrix.to(dtype), association.to(dtype))

@@ -18,8 +18,12 @@ _HEADER = "mesascope"
 """The entry of a safetensors header that holds the metadata and the checksum."""
 
 
-def write_atomically(path: Path, content: bytes | str) -> None:
+def write_atomically(
+    path: Path, content: bytes | str, advice: str = "run the same command again with --resume"
+) -> None:
     """Write `content` under a temporary name beside `path`, flush it to the disk and rename it.
+
+    `advice` says in the error message what to do after making room.
 
     Raises:
         StorageError: the disk is full or the folder cannot be written; a file that was at `path` is intact.
@@ -38,7 +42,7 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     except OSError as error:
         raise StorageError(
             f"{path}: cannot be written ({error.strerror}); what was there before is intact. "
-            "Free space or choose another folder, then run the same command again with --resume"
+            f"Free space or choose another folder, then {advice}"
         ) from error
     finally:
         if temporary is not None:
@@ -62,17 +66,24 @@ def read_json(path: Path, advice: str = "delete its folder to start again") -> A
         raise CheckpointError(f"{path}: cannot be read ({error}); {advice}") from error
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+def write_tensors(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, Any],
+    advice: str = "run the same command again with --resume",
+) -> None:
     """Write tensors and JSON metadata into one safetensors file, with a checksum of both, atomically."""
     tensors = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     stored = json.dumps(metadata)
     # one entry only: safetensors orders several at random, and equal runs would have unequal files
     header = json.dumps({"metadata": stored, "sha256": _checksum(tensors, stored)})
-    write_atomically(path, serialise(tensors, metadata={_HEADER: header}))
+    write_atomically(path, serialise(tensors, metadata={_HEADER: header}), advice)
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what `write_tensors` wrote.
+def read_tensors(
+    path: Path, advice: str = "delete it to train from the start"
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `write_tensors` wrote; `advice` ends the error message.
 
     Raises:
         CheckpointError: the file is missing, cut short, or does not match its checksum.
@@ -83,10 +94,10 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
         stored = header.get("metadata", "")
         if header.get("sha256") != _checksum(tensors, stored):
-            raise CheckpointError(f"{path}: corrupted checkpoint (checksum differs); delete it to train from the start")
+            raise CheckpointError(f"{path}: corrupted checkpoint (checksum differs); {advice}")
         return tensors, json.loads(stored)
     except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: corrupted checkpoint ({error}); delete it to train from the start") from error
+        raise CheckpointError(f"{path}: corrupted checkpoint ({error}); {advice}") from error
 
 
 def _checksum(tensors: Mapping[str, Tensor], metadata: str) -> str:

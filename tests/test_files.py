@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from mesascope.errors import CheckpointError, StorageError
-from mesascope.training.files import read_json, read_tensors, write_atomically, write_json, write_tensors
+from mesascope.files import read_json, read_tensors, write_atomically, write_json, write_tensors
 
 TENSORS = {
     "weights": torch.linspace(-1, 3e-9, 12).reshape(3, 4),

@@ -1,0 +1,177 @@
+"""What mesa attention refuses, and operands as the backends expect them.
+
+Shapes and types are always checked. Values are not while a function is traced by torch.compile or mapped by torch.vmap,
+where they are not known; there a solve that fails is still an error.
+"""
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import get_args
+
+import torch
+from torch import Tensor
+
+from mesascope.errors import InputError, require, suggest
+from mesascope.ops.mesa.problem import Regularizer
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Operands:
+    """Checked operands in the dtype to compute in.
+
+    Attributes:
+        q, k: `[B, T, H, D]`.
+        v: `[B, T, H, Dv]`.
+        ridge: `[B, H, D]`.
+        log_forget, write: `[B, T, H]` or None.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    ridge: Tensor
+    log_forget: Tensor | None
+    write: Tensor | None
+
+    def named(self) -> dict[str, Tensor]:
+        """All tensors by the names of the arguments."""
+        tensors = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {name: tensor for name, tensor in tensors.items() if tensor is not None}
+
+    def empty(self) -> bool:
+        """Whether there is no token to compute."""
+        return 0 in self.q.shape[:3]
+
+    def empty_output(self) -> Tensor:
+        """What comes out where there is no token: `[B, T, H, Dv]`, attached to every operand for autograd."""
+        return self.v + sum(tensor.sum() for tensor in self.named().values())
+
+
+def prepare(
+    q: Tensor, k: Tensor, v: Tensor, ridge: Tensor, log_forget: Tensor | None, write: Tensor | None
+) -> Operands:
+    """Check all operands; bring half precision to float32 and the ridge to `[B, H, D]`.
+
+    Raises:
+        InputError: names the operand, what it is and what is allowed.
+    """
+    require(q.dim() == 4 and q.shape[-1] > 0, "q", tuple(q.shape), "of shape [B, T, H, D] with D > 0")
+    require(k.shape == q.shape, "k", tuple(k.shape), f"of the shape of q {tuple(q.shape)}")
+    batch, time, heads, d = q.shape
+    fits = v.dim() == 4 and v.shape[:3] == q.shape[:3]
+    require(fits, "v", tuple(v.shape), f"of shape [{batch}, {time}, {heads}, Dv]")
+    for name, gate in (("log_forget", log_forget), ("write", write)):
+        if gate is not None:
+            require(gate.shape == q.shape[:3], name, tuple(gate.shape), f"of shape [B, T, H] = {tuple(q.shape[:3])}")
+    given = Operands(q, k, v, ridge, log_forget, write)
+    _check_types(given)
+    dtype = compute_dtype(q.dtype)
+    operands = Operands(
+        q.to(dtype),
+        k.to(dtype),
+        v.to(dtype),
+        expand_ridge(ridge.to(dtype), batch, heads, d),
+        None if log_forget is None else log_forget.to(dtype),
+        None if write is None else write.to(dtype),
+    )
+    if not tracing():
+        _check_values(operands)
+    return operands
+
+
+def check_regularizer(regularizer: str) -> None:
+    """Raise an error unless there is such a regularizer."""
+    known = get_args(Regularizer)
+    allowed = f"one of {known}; {suggest(str(regularizer), known)}"
+    require(regularizer in known, "regularizer", regularizer, allowed)
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which operands of a dtype are computed: half precision in float32."""
+    return torch.float32 if dtype in _HALF else dtype
+
+
+def expand_ridge(ridge: Tensor, batch: int, heads: int, d: int) -> Tensor:
+    """The ridge of every head and coordinate, `[B, H, D]`, from any of the shapes that are allowed."""
+    shape = tuple(ridge.shape)
+    diagonal = shape == (heads, d)
+    per_head = len(shape) <= 2 and _broadcasts(shape, (batch, heads))
+    if diagonal and per_head and shape != (1, 1):
+        raise InputError(
+            f"ridge: got shape {shape}, which can be read as [B, H] and as [H, D]; write it with three dimensions, "
+            "ridge[:, :, None] for one per row and head or ridge[None] for one per head and coordinate"
+        )
+    if diagonal or (len(shape) == 3 and _broadcasts(shape, (batch, heads, d))):
+        return ridge.expand(batch, heads, d)
+    if per_head:
+        return ridge.expand(batch, heads)[..., None].expand(batch, heads, d)
+    raise InputError(
+        f"ridge: got shape {shape}, but it must be broadcastable to [B, H] = [{batch}, {heads}], or [H, D] = "
+        f"[{heads}, {d}], or have three dimensions and be broadcastable to [B, H, D] = [{batch}, {heads}, {d}]"
+    )
+
+
+def check_cu_seqlens(cu_seqlens: Tensor, q: Tensor) -> list[int]:
+    """The lengths of the sequences packed into `q`, `[1, T, H, D]`.
+
+    Raises:
+        InputError: `cu_seqlens` does not divide T tokens of one row into sequences.
+    """
+    batch, time = q.shape[:2]
+    require(batch == 1, "q", tuple(q.shape), "of one row, B = 1, when sequences are packed with cu_seqlens")
+    integer = not (cu_seqlens.is_floating_point() or cu_seqlens.is_complex() or cu_seqlens.dtype == torch.bool)
+    require(integer, "cu_seqlens", cu_seqlens.dtype, "integers, for example of dtype torch.int32")
+    fits = cu_seqlens.dim() == 1 and len(cu_seqlens) >= 2
+    require(fits, "cu_seqlens", tuple(cu_seqlens.shape), "of shape [N + 1] for N >= 1 sequences")
+    ends = cu_seqlens.tolist()
+    require(ends[0] == 0, "cu_seqlens", f"{ends[0]} first", "0 first")
+    require(ends[-1] == time, "cu_seqlens", f"{ends[-1]} last", f"T = {time} last")
+    lengths = [end - start for start, end in pairwise(ends)]
+    require(min(lengths) >= 0, "cu_seqlens", ends, "increasing")
+    return lengths
+
+
+def tracing() -> bool:
+    """Whether values are unknown: inside torch.compile or torch.vmap."""
+    if torch.compiler.is_compiling():
+        return True
+    transforms = torch._C._functorch.get_interpreter_stack() or ()
+    return any(transform.key() == torch._C._functorch.TransformType.Vmap for transform in transforms)
+
+
+def _broadcasts(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
+    return all(size in (1, wanted) for size, wanted in zip(reversed(shape), reversed(target), strict=False))
+
+
+def _check_types(operands: Operands) -> None:
+    q = operands.q
+    require(q.is_floating_point(), "q", q.dtype, "a floating-point tensor")
+    autocast = torch.is_autocast_enabled(q.device.type)
+    for name, operand in operands.named().items():
+        require(operand.device == q.device, name, str(operand.device), f"on the device of q ({q.device})")
+        if operand.dtype == q.dtype:
+            continue
+        # what is small may keep its digits, and under autocast some layers give float32 and some half precision
+        narrow = {q.dtype, operand.dtype} <= {*_HALF, torch.float32}
+        allowed = narrow and (autocast or (name not in ("k", "v") and operand.dtype == compute_dtype(q.dtype)))
+        require(allowed, name, operand.dtype, f"of the dtype of q ({q.dtype})")
+
+
+def _check_values(operands: Operands) -> None:
+    tensors = {name: tensor.detach() for name, tensor in operands.named().items() if tensor.numel()}
+    # written so that NaN is refused as well
+    if "ridge" in tensors and not (smallest := float(tensors["ridge"].min())) > 0:
+        raise InputError(f"ridge: got a smallest value of {smallest:.3g}, but it must be greater than 0")
+    if "write" in tensors and not (smallest := float(tensors["write"].min())) >= 0:
+        raise InputError(f"write: got a smallest value of {smallest:.3g}, but it must be at least 0")
+    if "log_forget" in tensors and not (largest := float(tensors["log_forget"].max())) <= 0:
+        raise InputError(f"log_forget: got a largest value of {largest:.3g}, but it must be at most 0")
+    # a finite sum has finite terms only, and is the cheapest thing to ask; one that is not finite may have overflowed
+    if not math.isfinite(sum(tensor.sum() for tensor in tensors.values())):
+        for name, tensor in tensors.items():
+            low, high = (float(value) for value in torch.aminmax(tensor))
+            if not (math.isfinite(low) and math.isfinite(high)):
+                raise InputError(f"{name}: got values from {low:.3g} to {high:.3g}, but all of them must be finite")
