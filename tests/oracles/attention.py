@@ -5,6 +5,7 @@ without cancellation (W. Squire and G. Trapp, SIAM Review 40, 1998).
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,15 +29,57 @@ def softmax_attention(q: Array, k: Array, v: Array) -> Array:
     return _attend(q, k, v, weights)
 
 
-def mesa_attention(q: Array, k: Array, v: Array, ridge: Array) -> Array:
-    """o_t = V_t K_t^T (K_t K_t^T + ridge I)^-1 q_t with the first t keys and values; ridge `[B, H]` or broadcast."""
-    ridge = np.broadcast_to(ridge, (q.shape[0], q.shape[2]))
+def mesa_attention(q: Array, k: Array, v: Array, ridge: Array, **options: Any) -> Array:
+    """The output of `mesa`."""
+    return mesa(q, k, v, ridge, **options)[0]
 
-    def weights(keys: Array, query: Array, head: tuple[int, int]) -> Array:
-        hessian = keys.T @ keys + ridge[head] * np.eye(keys.shape[1])
-        return keys @ np.linalg.solve(hessian, query)
 
-    return _attend(q, k, v, weights)
+def mesa(
+    q: Array,
+    k: Array,
+    v: Array,
+    ridge: Array,
+    log_forget: Array | None = None,
+    write: Array | None = None,
+    matrix: Array | None = None,
+    association: Array | None = None,
+    *,
+    regularizer: str = "initial",
+) -> tuple[Array, Array, Array]:
+    """o_t = G_t H_t^-1 q_t, and the state after the last token: H_T^-1 ("initial") or C_T ("constant"), and G_T.
+
+    Every sum is written out over the tokens i <= t with the weight write_i exp(log_forget_{i+1} + .. + log_forget_t).
+    Ridge `[B, H]` or broadcast, or `[B, H, D]`; the state to start from is (matrix, association), nothing if None.
+    """
+    (batch, time, heads, d), d_v = q.shape, v.shape[-1]
+    ridge = ridge if ridge.ndim == 3 else np.broadcast_to(ridge, (batch, heads))[..., None]
+    ridge = np.broadcast_to(ridge, (batch, heads, d))
+    log_forget = np.zeros((batch, time, heads)) if log_forget is None else log_forget
+    write = np.ones((batch, time, heads)) if write is None else write
+    output = np.zeros((batch, time, heads, d_v), dtype=np.complex128)
+    final = np.zeros((batch, heads, d, d), dtype=np.complex128)
+    known = np.zeros((batch, heads, d_v, d), dtype=np.complex128)
+    for b, h in np.ndindex(batch, heads):
+        penalty = np.diag(ridge[b, h])
+        for t in range(time):
+            remaining = np.exp(log_forget[b, : t + 1, h].sum())
+            if regularizer == "constant":
+                start = np.zeros((d, d)) if matrix is None else matrix[b, h]
+            else:
+                start = penalty if matrix is None else np.linalg.inv(matrix[b, h])
+            gram, memory = remaining * start, np.zeros((d_v, d), dtype=np.complex128)
+            if association is not None:
+                memory = remaining * association[b, h]
+            for i in range(t + 1):
+                weight = write[b, i, h] * np.exp(log_forget[b, i + 1 : t + 1, h].sum())
+                gram = gram + weight * np.outer(k[b, i, h], k[b, i, h])
+                memory = memory + weight * np.outer(v[b, i, h], k[b, i, h])
+            hessian = gram + penalty if regularizer == "constant" else gram
+            output[b, t, h] = memory @ np.linalg.solve(hessian, q[b, t, h])
+        final[b, h] = gram if regularizer == "constant" else np.linalg.inv(hessian)
+        known[b, h] = memory
+    results = (output, final, known)
+    return results if any(result.imag.any() for result in results) else tuple(result.real for result in results)
 
 
 def complex_step_gradients(function: Callable[..., Array], arguments: list[Array], cotangent: Array) -> list[Array]:

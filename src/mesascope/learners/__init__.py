@@ -31,15 +31,6 @@ from mesascope.learners.regression import (
     in_context_data,
 )
 from mesascope.learners.ridge import RidgeRegression
-from mesascope.learners.solvers import (
-    chebyshev,
-    conjugate_gradients,
-    momentum_coefficients,
-    momentum_richardson,
-    neumann,
-    richardson,
-    richardson_step_size,
-)
 from mesascope.learners.tuning import (
     LineSearch,
     TunedSchedule,
@@ -47,6 +38,15 @@ from mesascope.learners.tuning import (
     mean_loss,
     tune_chebyshev,
     tune_step_sizes,
+)
+from mesascope.ops.solvers import (
+    chebyshev,
+    conjugate_gradients,
+    momentum_coefficients,
+    momentum_richardson,
+    neumann,
+    richardson,
+    richardson_step_size,
 )
 
 __all__ = [

@@ -6,7 +6,7 @@ Transformer of k layers in Proposition 2 has room for degree k - 1 (k - 1 precon
 
 Source: arXiv 2309.05858, Proposition 2, appendix C.3 and the controls "Proposition-2-linear / -nonlinear".
 
-Differences from the paper: (1) textbook recurrences (see `mesascope.learners.solvers`); (2) the first step size is
+Differences from the paper: (1) textbook recurrences (see `mesascope.ops.solvers`); (2) the first step size is
 free, where the text starts at x~ = x_t; (3) besides the authors' division of A_t by its Frobenius norm, which a linear
 Transformer cannot do, coefficients shared by all sequences and time steps ("none") are offered.
 """
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mesascope.errors import require
 from mesascope.learners.regression import CausalGram, InContextData, Observations, Regressors, predict_in_context
-from mesascope.learners.solvers import (
+from mesascope.ops.solvers import (
     Apply,
     chebyshev,
     conjugate_gradients,

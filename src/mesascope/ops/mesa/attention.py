@@ -110,6 +110,22 @@ def mesa_attention(
         InputError: shapes, types, devices or values are not as above, or the problem is singular in this dtype: the
             ridge too small for the keys, or forgotten (use "constant"). A solve of the backward pass can fail as well.
     """
+    if torch.compiler.is_compiling():
+        from mesascope.ops.mesa import uncompiled
+
+        return uncompiled.mesa_attention(
+            q,
+            k,
+            v,
+            ridge,
+            log_forget=log_forget,
+            write=write,
+            regularizer=regularizer,
+            state=state,
+            return_state=return_state,
+            backend=backend,
+            cu_seqlens=cu_seqlens,
+        )
     check_regularizer(regularizer)
     operands = prepare(q, k, v, ridge, log_forget, write)
     if cu_seqlens is None:

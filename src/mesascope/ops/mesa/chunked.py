@@ -30,6 +30,8 @@ def attend(
     """Mesa attention of checked operands; see `Attend`."""
     q, k, v = (operand.transpose(1, 2) for operand in (q, k, v))
     log_forget, write = (None if gate is None else gate.transpose(1, 2) for gate in (log_forget, write))
+    if state is not None:
+        state = MesaState(regularizer, (state.matrix + state.matrix.mT) / 2, state.association)
     queries = q
     invert = return_state and regularizer == "initial"
     if invert:
@@ -65,7 +67,7 @@ def solve_queries(
     regularizer: Regularizer,
     state: MesaState | None,
 ) -> Tensor:
-    """H_t^-1 q_t, with operands `[B, H, T, D]`; queries after the last key are solved with H_T."""
+    """H_t^-1 q_t; operands `[B, H, T, D]`, the state symmetric; queries after the last key are solved with H_T."""
     extra = q.shape[2] - k.shape[2]
     if extra:
         k = torch.nn.functional.pad(k, (0, 0, 0, extra))
@@ -74,16 +76,15 @@ def solve_queries(
         )
     if state is None:
         return causal_solve(q, k, write, log_forget, ridge, None, regularizer)
-    matrix = (state.matrix + state.matrix.mT) / 2
     if regularizer == "constant":
-        return causal_solve(q, k, write, log_forget, ridge, matrix, regularizer)
+        return causal_solve(q, k, write, log_forget, ridge, state.matrix, regularizer)
     # with R_0 = F F^T: H_t^-1 = F (m_{t,0} I + sum_i beta_i m_{t,i} F^T k_i k_i^T F)^-1 F^T needs no inverse of R_0
     try:
-        root = torch.linalg.cholesky(matrix)
+        root = torch.linalg.cholesky(state.matrix)
     except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
         raise InputError(
-            f"state: its inverse matrix is not positive definite in {matrix.dtype}; it was changed, or wound up by "
-            'forgetting directions that no key excites; use regularizer="constant", forget less, or float64'
+            f"state: its inverse matrix is not positive definite in {state.matrix.dtype}; it was changed, or wound up "
+            'by forgetting directions that no key excites; use regularizer="constant", forget less, or float64'
         ) from error
     return causal_solve(q @ root, k @ root, write, log_forget, torch.ones_like(ridge), None, regularizer) @ root.mT
 

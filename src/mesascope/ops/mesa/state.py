@@ -98,12 +98,14 @@ class MesaState:
         one = torch.ones_like(k[..., :1])
         keep = one[..., None] if operands.log_forget is None else operands.log_forget[:, 0, :, None, None].exp()
         strength = one if operands.write is None else operands.write[:, 0, :, None]
+        # every step amplifies what is not symmetric by 1 / gamma, and no key corrects it
+        start = (self.matrix + self.matrix.mT) / 2
         association = keep * self.association + v[..., :, None] * (strength * k)[..., None, :]
         if constant:
-            matrix = keep * self.matrix + k[..., :, None] * (strength * k)[..., None, :]
+            matrix = keep * start + k[..., :, None] * (strength * k)[..., None, :]
             solved = _solve(matrix + torch.diag_embed(operands.ridge), q)
         else:
-            matrix = _sherman_morrison(self.matrix / keep, k, strength)
+            matrix = _sherman_morrison(start / keep, k, strength)
             solved = (matrix @ q[..., None])[..., 0]
         output = (association @ solved[..., None])[..., 0]
         return output.to(dtype), MesaState(self.regularizer, matrix, association)

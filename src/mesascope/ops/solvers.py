@@ -23,7 +23,7 @@ Neumann series instead of to the residual iteration.
 from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Integer
 from torch import Tensor
 
 from mesascope.errors import require
@@ -112,11 +112,19 @@ def conjugate_gradients(
     Args:
         tolerance: a system is finished once its residual is at most this fraction of ||b||; 0 stops at an exact zero.
     """
+    return counted_conjugate_gradients(apply, b, steps, tolerance)[0]
+
+
+def counted_conjugate_gradients(
+    apply: Apply, b: Float[Tensor, "*batch d"], steps: int, tolerance: float = 0.0
+) -> tuple[Float[Tensor, "*batch d"], Integer[Tensor, "*batch"]]:
+    """As `conjugate_gradients`, and the number of steps that each system took."""
     require(steps >= 1, "steps", steps, "at least 1")
     require(tolerance >= 0, "tolerance", tolerance, "at least 0")
     x, residual, direction = torch.zeros_like(b), b, b
     square = b.square().sum(-1, keepdim=True)
     goal = tolerance**2 * square
+    taken = torch.zeros_like(square, dtype=torch.int64)
     for _ in range(steps):
         product = apply(direction)
         curvature = (direction * product).sum(-1, keepdim=True)
@@ -127,8 +135,8 @@ def conjugate_gradients(
         x, residual = x + step * direction, residual - step * product
         new_square = residual.square().sum(-1, keepdim=True)
         direction = residual + _divide(new_square, square, active) * direction
-        square = new_square
-    return x
+        square, taken = new_square, taken + active
+    return x, taken[..., 0]
 
 
 def _divide(numerator: Tensor, denominator: Tensor, where: Tensor) -> Tensor:
