@@ -1,34 +1,112 @@
 """What mesa attention refuses, and what it says then."""
 
+import math
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 
 from mesascope.errors import InputError
-from mesascope.ops import mesa_attention, mesa_attention_map
+from mesascope.ops import MesaState, mesa_attention, mesa_attention_map
+from mesascope.ops.mesa.approximate import (
+    mesa_attention_chebyshev,
+    mesa_attention_conjugate_gradients,
+    mesa_attention_neumann,
+)
+
+from .mesa_cases import BACKENDS
 
 pytestmark = pytest.mark.usefixtures("unchecked_shapes")
 
 X = torch.ones(2, 4, 3, 5)
 RIDGE = torch.ones(3)
+GATE = torch.zeros(2, 4, 3)
 
 
-@pytest.mark.parametrize("value", [0.0, -0.5, float("nan")])
-def test_ridge_must_be_positive(value: float) -> None:
-    ridge = torch.tensor([1.0, value, 2.0])
-    for attend in (lambda: mesa_attention(X, X, X, ridge), lambda: mesa_attention_map(X, X, ridge)):
-        with pytest.raises(InputError, match=rf"ridge: got a smallest value of {value:.3g}, .* greater than 0"):
-            attend()
+def step(q: Tensor, k: Tensor, v: Tensor, ridge: Tensor, **gates: Any) -> Tensor:
+    state = MesaState("constant", torch.zeros(2, 3, 5, 5), torch.zeros(2, 3, 5, 5))
+    gates = {name: gate[:, 0] for name, gate in gates.items()}
+    return state.step(q[:, 0], k[:, 0], v[:, 0], ridge, **gates)[0]
 
 
-@pytest.mark.parametrize("shape", [(2,), (4,), (2, 2), (5, 2, 3), (1, 2, 3), (3, 1)], ids=str)
-def test_ridge_must_broadcast_to_batch_and_heads(shape: tuple[int, ...]) -> None:
-    with pytest.raises(InputError, match=r"ridge: got shape \(.*broadcastable to \[B, H\] = \[2, 3\]"):
+ENTRANCES = {
+    **{name: lambda *x, name=name, **gates: mesa_attention(*x, backend=name, **gates) for name in BACKENDS},
+    "map": lambda q, k, v, ridge, **gates: mesa_attention_map(q, k, ridge, **gates),
+    "step": step,
+    "neumann": lambda *x, **gates: mesa_attention_neumann(*x, steps=2, **gates),
+    "chebyshev": lambda *x, **gates: mesa_attention_chebyshev(*x, steps=2, **gates),
+    "conjugate gradients": mesa_attention_conjugate_gradients,
+}
+entrances = pytest.mark.parametrize("attend", ENTRANCES.values(), ids=ENTRANCES)
+
+
+@entrances
+@pytest.mark.parametrize("value", [0.0, -0.5, math.nan])
+def test_ridge_must_be_positive(value: float, attend: Any) -> None:
+    with pytest.raises(InputError, match=rf"ridge: got a smallest value of {value:.3g}, .* greater than 0"):
+        attend(X, X, X, torch.tensor([1.0, value, 2.0]))
+
+
+@entrances
+def test_gates_must_be_on_their_side_of_zero(attend: Any) -> None:
+    with pytest.raises(InputError, match=r"write: got a smallest value of -0.1, but it must be at least 0"):
+        attend(X, X, X, RIDGE, write=GATE - 0.1)
+    with pytest.raises(InputError, match=r"write: got a smallest value of nan"):
+        attend(X, X, X, RIDGE, write=GATE * math.nan)
+    with pytest.raises(InputError, match=r"log_forget: got a largest value of 0.1, but it must be at most 0"):
+        attend(X, X, X, RIDGE, log_forget=GATE + 0.1)
+    with pytest.raises(InputError, match=r"log_forget: got a largest value of nan"):
+        attend(X, X, X, RIDGE, log_forget=GATE * math.nan)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("position", range(3), ids=["q", "k", "v"])
+def test_operands_must_be_finite(position: int, bad: float) -> None:
+    operands = [X.clone(), X.clone(), X.clone()]
+    operands[position][1, 2, 0, 0] = bad
+    with pytest.raises(InputError, match=rf"{'qkv'[position]}: got values from .*, but all of them must be finite"):
+        mesa_attention(*operands, RIDGE)
+
+
+def test_gates_and_ridge_must_be_finite() -> None:
+    with pytest.raises(InputError, match=r"log_forget: got values from -inf to -inf, but all of them must be finite"):
+        mesa_attention(X, X, X, RIDGE, log_forget=GATE - math.inf)
+    with pytest.raises(InputError, match=r"write: got values from inf to inf"):
+        mesa_attention(X, X, X, RIDGE, write=GATE + math.inf)
+    with pytest.raises(InputError, match=r"ridge: got values from inf to inf"):
+        mesa_attention(X, X, X, RIDGE * math.inf)
+
+
+def test_a_sum_that_overflows_is_not_taken_for_an_infinity() -> None:
+    v = torch.full((1, 4, 1, 2), 3e38)
+    output = mesa_attention(1e-3 * v / 3e38, v / 3e38, v, torch.ones(1))
+    assert bool(output.isfinite().all())
+
+
+@pytest.mark.parametrize("shape", [(2,), (4,), (2, 2), (5, 2, 3), (1, 2, 3), (3, 1), (1, 1, 1, 1)], ids=str)
+def test_shape_of_the_ridge(shape: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match=r"ridge: got shape \(.*\[B, H\] = \[2, 3\], .* \[B, H, D\] = \[2, 3, 5\]"):
         mesa_attention(X, X, X, torch.ones(shape))
 
 
 def test_ridge_does_not_broadcast_the_batch() -> None:
     with pytest.raises(InputError, match=r"ridge: got shape \(2, 3\).* \[1, 3\]"):
         mesa_attention(X[:1], X[:1], X[:1], torch.ones(2, 3))
+
+
+@pytest.mark.parametrize(("batch", "heads", "d", "shape"), [(3, 3, 3, (3, 3)), (2, 2, 1, (2, 1)), (2, 2, 2, (2, 2))])
+def test_a_ridge_that_reads_both_ways_is_refused(batch: int, heads: int, d: int, shape: tuple[int, int]) -> None:
+    x, ridge = torch.ones(batch, 4, heads, d), torch.rand(shape) + 0.1
+    with pytest.raises(InputError, match=r"can be read as \[B, H\] and as \[H, D\]; write it with three dimensions"):
+        mesa_attention(x, x, x, ridge)
+    assert mesa_attention(x, x, x, ridge[None]).shape == x.shape
+    assert mesa_attention(x, x, x, ridge[..., None]).shape == x.shape
+
+
+def test_a_ridge_that_reads_both_ways_and_means_the_same_is_fine() -> None:
+    x = torch.ones(1, 4, 1, 1)
+    assert mesa_attention(x, x, x, torch.ones(1, 1)).shape == x.shape
 
 
 def test_shapes_must_fit() -> None:
@@ -42,26 +120,77 @@ def test_shapes_must_fit() -> None:
         mesa_attention(X, X, X[:, :3], RIDGE)
     with pytest.raises(InputError, match=r"v: got \(2, 4, 3\), .* \[2, 4, 3, Dv\]"):
         mesa_attention(X, X, X[..., 0], RIDGE)
+    with pytest.raises(InputError, match=r"log_forget: got \(2, 4, 1\), .* \[B, T, H\] = \(2, 4, 3\)"):
+        mesa_attention(X, X, X, RIDGE, log_forget=GATE[..., :1])
+    with pytest.raises(InputError, match=r"write: got \(2, 3, 3\), .* \[B, T, H\] = \(2, 4, 3\)"):
+        mesa_attention(X, X, X, RIDGE, write=GATE[:, 1:])
 
 
-def test_dtypes_must_agree() -> None:
+def test_types_and_devices_must_agree() -> None:
     with pytest.raises(InputError, match=r"k: got torch.float64, .* dtype of q \(torch.float32\)"):
         mesa_attention(X, X.double(), X, RIDGE)
-    with pytest.raises(InputError, match=r"v: got torch.float64, .* dtype of q \(torch.float32\)"):
-        mesa_attention(X, X, X.double(), RIDGE)
+    with pytest.raises(InputError, match=r"v: got torch.bfloat16, .* dtype of q \(torch.float32\)"):
+        mesa_attention(X, X, X.bfloat16(), RIDGE)
     with pytest.raises(InputError, match=r"ridge: got torch.float64, .* dtype of q \(torch.float32\)"):
         mesa_attention(X, X, X, RIDGE.double())
+    with pytest.raises(InputError, match=r"write: got torch.float64, .* dtype of q \(torch.bfloat16\)"):
+        mesa_attention(X.bfloat16(), X.bfloat16(), X.bfloat16(), RIDGE, write=GATE.double())
+    with pytest.raises(InputError, match=r"q: got torch.int64, but it must be a floating-point tensor"):
+        mesa_attention(X.long(), X.long(), X.long(), RIDGE)
+    with pytest.raises(InputError, match=r"k: got 'meta', but it must be on the device of q \(cpu\)"):
+        mesa_attention(X, X.to("meta"), X, RIDGE)
 
 
-def test_a_ridge_lost_in_rounding_is_an_error_with_advice() -> None:
-    keys = 1e3 * X
-    with pytest.raises(InputError, match=r"ridge: the smallest is 1e-06, too small .* use a larger ridge, .* float64"):
-        mesa_attention(keys, keys, X, 1e-6 * RIDGE)
+def test_misspelt_names_are_corrected() -> None:
+    with pytest.raises(InputError, match=r"regularizer: got 'const', .* did you mean 'constant'\?"):
+        mesa_attention(X, X, X, RIDGE, regularizer="const")
+    with pytest.raises(InputError, match=r"backend: got 'chunk', .* did you mean 'chunked'\?"):
+        mesa_attention(X, X, X, RIDGE, backend="chunk")
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_keys_that_are_not_finite_are_an_error(bad: float) -> None:
-    keys = X.clone()
-    keys[1, 2, 0, 0] = bad
-    with pytest.raises(InputError, match=r"k: got values from .* to (nan|inf), but all of them must be finite"):
-        mesa_attention(X, keys, X, RIDGE)
+def test_a_state_must_fit() -> None:
+    state = MesaState.initial(RIDGE, batch=2, heads=3, key_dim=5, value_dim=5)
+    with pytest.raises(InputError, match=r"state: its regularizer is 'initial', but 'constant' was asked for"):
+        mesa_attention(X, X, X, RIDGE, state=state, regularizer="constant")
+    with pytest.raises(InputError, match=r"state.matrix: got \(2, 3, 5, 5\), but it must be of shape \(1, 3, 5, 5\)"):
+        mesa_attention(X[:1], X[:1], X[:1], RIDGE, state=state)
+    with pytest.raises(InputError, match=r"state.association: got \(2, 3, 5, 5\), but .* \(2, 3, 4, 5\)"):
+        mesa_attention(X, X, X[..., :4], RIDGE, state=state)
+    with pytest.raises(InputError, match=r"state.matrix: got torch.float64, but it must be torch.float32"):
+        mesa_attention(X, X, X, RIDGE, state=state.to(torch.float64))
+    with pytest.raises(InputError, match=r"state.matrix: got 'meta', but it must be on the device of k \(cpu\)"):
+        mesa_attention(X, X, X, RIDGE, state=state.to("meta"))
+    infinite = MesaState("initial", state.matrix * math.inf, state.association)
+    with pytest.raises(InputError, match=r"state.matrix: got 'values that are NaN or infinite'"):
+        mesa_attention(X, X, X, RIDGE, state=infinite)
+    changed = MesaState("initial", -state.matrix, state.association)
+    with pytest.raises(InputError, match=r"state: its inverse matrix is not positive definite in torch.float32"):
+        mesa_attention(X, X, X, RIDGE, state=changed)
+
+
+def test_a_step_needs_one_token_and_what_its_state_lacks() -> None:
+    state = MesaState.initial(RIDGE, batch=2, heads=3, key_dim=5, value_dim=5, regularizer="constant")
+    with pytest.raises(InputError, match=r"q: got \(2, 4, 3, 5\), but it must be of shape \[B, H, D\]"):
+        state.step(X, X, X, RIDGE)
+    with pytest.raises(InputError, match=r'ridge: got None, but a state of regularizer "constant" needs it'):
+        state.step(X[:, 0], X[:, 0], X[:, 0])
+
+
+def test_sequence_ends_must_divide_the_tokens() -> None:
+    x = X[:1]
+
+    def attend(*ends: float, operand: Tensor = x) -> Tensor:
+        return mesa_attention(operand, operand, operand, RIDGE, cu_seqlens=torch.tensor(ends))
+
+    with pytest.raises(InputError, match=r"q: got \(2, 4, 3, 5\), but it must be of one row, B = 1"):
+        attend(0, 4, operand=X)
+    with pytest.raises(InputError, match=r"cu_seqlens: got torch.float32, but it must be integers"):
+        attend(0.0, 4.0)
+    with pytest.raises(InputError, match=r"cu_seqlens: got \(1,\), but it must be of shape \[N \+ 1\]"):
+        attend(4)
+    with pytest.raises(InputError, match=r"cu_seqlens: got '1 first', but it must be 0 first"):
+        attend(1, 4)
+    with pytest.raises(InputError, match=r"cu_seqlens: got '3 last', but it must be T = 4 last"):
+        attend(0, 3)
+    with pytest.raises(InputError, match=r"cu_seqlens: got \[0, 3, 2, 4\], but it must be increasing"):
+        attend(0, 3, 2, 4)

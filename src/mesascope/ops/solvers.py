@@ -84,11 +84,11 @@ def chebyshev(
     """Chebyshev iteration: the best `steps` steps for a spectrum in [`low`, `high`], 0 < low <= high."""
     require(steps >= 1, "steps", steps, "at least 1")
     low, high = torch.as_tensor(low, dtype=b.dtype), torch.as_tensor(high, dtype=b.dtype)
-    require(bool((low > 0).all()), "low", float(low.min()), "greater than 0")
+    require(bool((low > 0).all()), "low", float(low.detach().min()), "greater than 0")
     require(
         bool((high >= low).all()),
         "high",
-        float((high - low).min()),
+        float((high - low).detach().min()),
         "at least low (their smallest difference is given)",
     )
     theta, delta = (high + low) / 2, (high - low) / 2

@@ -155,7 +155,7 @@ def mesa_attention_map(
     check_regularizer(regularizer)
     operands = prepare(q, k, k, ridge, log_forget, write)
     if operands.empty():
-        return (q @ k.mT).transpose(1, 2)
+        return q.transpose(1, 2) @ k.permute(0, 2, 3, 1) + operands.empty_output().sum()
     with _full_precision(q.device):
         queries, keys = operands.q.transpose(1, 2), operands.k.transpose(1, 2)
         forget, strength = (

@@ -64,21 +64,27 @@ class Problem:
         return residual, relative_size(residual, x)
 
     def verify(self, relative_residual: float) -> None:
-        """Raise an error that names the cause unless a solve has succeeded."""
-        if relative_residual <= LARGEST_RESIDUAL:  # false for NaN
-            return
-        found = f"the relative residual is {relative_residual:.2g}, {LARGEST_RESIDUAL:g} is allowed"
-        smallest = f"{float(self.ridge.detach().min()):.3g}"
-        if self.log_forget is not None and self.regularizer == "initial":
-            raise InputError(
-                f"log_forget: so much was forgotten, the ridge (smallest {smallest}) included, that directions without "
-                f'recent keys have no regularizer left in {self.k.dtype} ({found}); use regularizer="constant", forget '
-                "less, a larger ridge or float64"
-            )
-        raise InputError(
-            f"ridge: the smallest is {smallest}, too small for keys of this size in {self.k.dtype} ({found}); use a "
-            "larger ridge, smaller keys or float64"
+        """Raise an error unless a solve has succeeded."""
+        if not relative_residual <= LARGEST_RESIDUAL:
+            raise singular(self.ridge, self.log_forget, self.regularizer, self.k.dtype, relative_residual)
+
+
+def singular(
+    ridge: Tensor, log_forget: Tensor | None, regularizer: Regularizer, dtype: torch.dtype, relative_residual: float
+) -> InputError:
+    """The error for a problem that cannot be solved in a dtype, which names the cause."""
+    found = f"the relative residual is {relative_residual:.2g}, {LARGEST_RESIDUAL:g} is allowed"
+    smallest = f"{float(ridge.detach().min()):.3g}"
+    if log_forget is not None and regularizer == "initial":
+        return InputError(
+            f"log_forget: so much was forgotten, the ridge (smallest {smallest}) included, that directions without "
+            f'recent keys have no regularizer left in {dtype} ({found}); use regularizer="constant", forget less, a '
+            "larger ridge or float64"
         )
+    return InputError(
+        f"ridge: the smallest is {smallest}, too small for keys of this size in {dtype} ({found}); use a larger ridge, "
+        "smaller keys or float64"
+    )
 
 
 def relative_size(residual: Tensor, x: Tensor) -> float:

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from mesascope.ops.mesa.problem import Regularizer
+from mesascope.ops.mesa.checks import tracing
+from mesascope.ops.mesa.problem import LARGEST_RESIDUAL, Regularizer, relative_size, singular
 from mesascope.ops.mesa.state import MesaState
 
 
@@ -36,14 +37,19 @@ def attend(
         hessian = torch.linalg.inv((matrix + matrix.mT) / 2) if regularizer == "initial" else (matrix + matrix.mT) / 2
     else:
         hessian = penalty if regularizer == "initial" else torch.zeros_like(penalty)
-    outputs = []
+    outputs, residuals = [], []
     for t in range(q.shape[1]):
         kept, written = keep[:, t, :, None, None], strength[:, t, :, None, None] * k[:, t, :, None, :]
         hessian = kept * hessian + k[:, t, :, :, None] * written
         association = kept * association + v[:, t, :, :, None] * written
         regularised = hessian if regularizer == "initial" else hessian + penalty
-        solved = torch.linalg.solve(regularised, q[:, t, :, :, None])
+        solved = torch.linalg.solve_ex(regularised, q[:, t, :, :, None])[0]
         outputs.append((association @ solved)[..., 0])
+        residuals.append((q[:, t, :, :, None] - regularised @ solved)[..., 0].detach())
+    if not tracing():
+        error = relative_size(torch.stack(residuals, 1), q.detach())
+        if not error <= LARGEST_RESIDUAL:
+            raise singular(ridge, log_forget, regularizer, torch.float64, error)
     output = torch.stack(outputs, 1).to(dtype)
     if not return_state:
         return output, None

@@ -114,9 +114,7 @@ class MesaState:
         """Raise an error unless the state continues with keys `[B, ..., H, D]` and values `[B, ..., H, Dv]`."""
         batch, heads, d = k.shape[0], k.shape[-2], k.shape[-1]
         if self.regularizer != regularizer:
-            raise InputError(
-                f"state: its regularizer is {self.regularizer!r}, but it must be {regularizer!r} as asked for"
-            )
+            raise InputError(f"state: its regularizer is {self.regularizer!r}, but {regularizer!r} was asked for")
         shapes = {"matrix": (batch, heads, d, d), "association": (batch, heads, v.shape[-1], d)}
         for name, shape in shapes.items():
             tensor = getattr(self, name)

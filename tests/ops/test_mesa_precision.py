@@ -1,0 +1,92 @@
+"""The accuracy that `mesa_attention` promises in float32, against the per-token solve in float64.
+
+Queries and keys have norm 1 where nothing else is said. Errors are root mean squares relative to what is exact, for the
+output and for the gradient of every operand.
+"""
+
+import pytest
+import torch
+
+from mesascope.ops import mesa_attention
+
+from .mesa_cases import FAST, REGULARIZERS, Case, Operands, draw, relative
+
+
+def normalised(case: Case, ridge: float, scale: float = 1.0) -> Operands:
+    """Exactly representable in float32, so that both precisions solve the same problem."""
+    operands = draw(case)
+    units = {name: getattr(operands, name) / getattr(operands, name).norm(dim=-1, keepdim=True) for name in ("q", "k")}
+    units["k"] = scale * units["k"]
+    changed = {**vars(operands), **units, "ridge": torch.full_like(operands.ridge, ridge)}
+    return Operands(**changed).to(torch.float32).to(torch.float64)
+
+
+def errors(operands: Operands, backend: str) -> dict[str, float]:
+    single = operands.to(torch.float32)
+    through = ("output",)
+    exact = {"output": operands.run("reference")["output"], **operands.gradients("reference", through=through)}
+    found = {"output": single.run(backend)["output"], **single.gradients(backend, through=through)}
+    return {name: relative(value, exact[name]) for name, value in found.items()}
+
+
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("ridge", [0.1, 1.0, 10.0])
+@pytest.mark.parametrize(("time", "d"), [(10, 4), (50, 20), (224, 20), (1000, 20), (300, 64)])
+def test_moderate_ridge(time: int, d: int, ridge: float, backend: str) -> None:
+    for name, error in errors(normalised(Case((1, time, 2, d, d)), ridge), backend).items():
+        assert error <= 1e-5, f"{name}: {error:.1e}"
+
+
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize(("ridge", "scale"), [(0.01, 1.0), (1.0, 10.0)], ids=["small ridge", "large keys"])
+@pytest.mark.parametrize(("time", "d"), [(10, 4), (50, 20), (224, 20), (1000, 20), (300, 64)])
+def test_small_ridge_or_large_keys(time: int, d: int, ridge: float, scale: float, backend: str) -> None:
+    for name, error in errors(normalised(Case((1, time, 2, d, d)), ridge, scale), backend).items():
+        assert error <= (1e-3 if name == "ridge" else 1e-4), f"{name}: {error:.1e}"
+
+
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("regularizer", REGULARIZERS)
+@pytest.mark.parametrize(("time", "d"), [(50, 20), (1000, 8)])
+def test_gates_and_a_state(time: int, d: int, regularizer: str, backend: str) -> None:
+    """Forgetting by 5 % per token."""
+    operands = normalised(Case((1, time, 2, d, d), regularizer, "forget and write", "diagonal", True), 1.0)
+    for name, error in errors(operands, backend).items():
+        assert error <= 1e-5, f"{name}: {error:.1e}"
+
+
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("regularizer", REGULARIZERS)
+def test_gradient_of_weak_forgetting_over_a_long_time(regularizer: str, backend: str) -> None:
+    """The sums behind it cancel, all the more the longer they are."""
+    operands = normalised(Case((1, 4000, 1, 6, 6), regularizer, "forget"), 1.0)
+    operands = Operands(**{**vars(operands), "log_forget": (0.01 * operands.log_forget).float().double()})
+    assert errors(operands, backend)["log_forget"] <= 1e-5
+
+
+@pytest.mark.parametrize("backend", FAST)
+def test_no_drift_over_100_000_tokens(backend: str) -> None:
+    operands = normalised(Case((1, 100_000, 1, 4, 4)), 1.0)
+    found = operands.to(torch.float32).gradients(backend, through=("output",))
+    exact = operands.gradients("chunked", through=("output",))  # in float64, where it equals the reference
+    output = operands.to(torch.float32).run(backend)
+    expected = operands.run("chunked")
+    assert relative(output["output"], expected["output"]) <= 1e-4
+    assert relative(output["matrix"], expected["matrix"]) <= 1e-4
+    for name, gradient in found.items():
+        assert relative(gradient, exact[name]) <= 1e-3, name
+
+
+def test_no_drift_of_the_chunks_against_the_definition() -> None:
+    operands = normalised(Case((1, 5000, 1, 4, 4)), 1.0)
+    for name, found in operands.run("chunked").items():
+        assert relative(found, operands.run("reference")[name]) <= 1e-12
+
+
+@pytest.mark.parametrize("backend", FAST)
+def test_a_tiny_ridge_in_float64(backend: str) -> None:
+    """1e-9 beside keys of norm 1, with fewer tokens than coordinates at first."""
+    operands = normalised(Case((1, 60, 2, 20, 20)), 1e-9)
+    found = mesa_attention(operands.q, operands.k, operands.v, operands.ridge, backend=backend)
+    exact = mesa_attention(operands.q, operands.k, operands.v, operands.ridge, backend="reference")
+    assert relative(found, exact) <= 1e-6

@@ -1,0 +1,101 @@
+"""Problems that a number type cannot solve: an error that says what to do, and never NaN or garbage."""
+
+import math
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mesascope.errors import InputError
+from mesascope.ops import MesaState, mesa_attention, mesa_attention_map
+
+X = torch.ones(2, 4, 3, 5)
+RIDGE = torch.ones(3)
+
+
+def map_of(q: Tensor, k: Tensor, v: Tensor, ridge: Tensor, **gates: Any) -> Tensor:
+    return mesa_attention_map(q, k, ridge, **gates)
+
+
+def test_a_ridge_lost_in_rounding_is_an_error_with_advice() -> None:
+    keys = 1e3 * X
+    for attend in (mesa_attention, map_of):
+        with pytest.raises(
+            InputError, match=r"ridge: the smallest is 1e-06, too small .* use a larger ridge, .* float64"
+        ):
+            attend(keys, keys, X, 1e-6 * RIDGE)
+    assert bool(mesa_attention(keys.double(), keys.double(), X.double(), RIDGE.double()).isfinite().all())
+
+
+def test_a_step_whose_ridge_is_lost_in_rounding_is_an_error() -> None:
+    initial = MesaState.initial(1e-6 * RIDGE, batch=2, heads=3, key_dim=5, value_dim=5)
+    generator = torch.Generator().manual_seed(0)
+    keys = 1e3 * torch.randn(2, 3, 5, generator=generator)
+    with pytest.raises(InputError, match=r"state: rounding in torch.float32 has destroyed its inverse .* larger ridge"):
+        initial.step(keys, keys, X[:, 0])
+    constant = MesaState.initial(RIDGE, batch=2, heads=3, key_dim=5, value_dim=5, regularizer="constant")
+    with pytest.raises(InputError, match=r"ridge: too small for keys of this size in torch.float32"):
+        constant.step(torch.randn(2, 3, 5, generator=generator), keys, X[:, 0], 1e-6 * RIDGE)
+
+
+def forgetting(dtype: torch.dtype, time: int = 600) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Keys in one direction of a plane; the other one is only forgotten."""
+    generator = torch.Generator().manual_seed(0)
+    k = torch.randn(1, time, 1, 1, generator=generator).to(dtype) * torch.tensor(DIRECTION, dtype=dtype)
+    q, v = torch.randn(1, time, 1, 2, generator=generator), torch.randn(1, time, 1, 2, generator=generator)
+    return q.to(dtype), k, v.to(dtype), torch.full((1, time, 1), math.log(0.9), dtype=dtype)
+
+
+DIRECTION = [0.6, 0.8]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_winding_up_is_an_error_before_it_is_wrong(dtype: torch.dtype) -> None:
+    q, k, v, log_forget = forgetting(dtype)
+    ridge = torch.ones(1, dtype=dtype)
+    message = r'log_forget: so much was forgotten, .* use regularizer="constant", forget less'
+    for attend in (mesa_attention, partial(mesa_attention, backend="reference"), map_of):
+        with pytest.raises(InputError, match=message):
+            attend(q, k, v, ridge, log_forget=log_forget)
+    # only what is along the keys matters for the output: a problem with D = 1, which does not wind up
+    direction = torch.tensor(DIRECTION, dtype=torch.float64)[:, None]
+    along = [operand.double() @ direction for operand in (q, k)]
+    exact = mesa_attention(*along, v.double(), ridge.double(), log_forget=log_forget.double())
+    scale = float(exact.abs().max())
+    outputs: list[Tensor] = []
+    with pytest.raises(InputError, match=r'state: .*forgetting.* use regularizer="constant"'):
+        decode(MesaState.initial(ridge, batch=1, heads=1, key_dim=2, value_dim=2), q, k, v, log_forget, outputs)
+    found = torch.stack(outputs, 1)
+    assert found.shape[1] > 60
+    assert float((found - exact[:, : found.shape[1]]).abs().max()) <= 0.05 * scale
+
+
+def decode(state: MesaState, q: Tensor, k: Tensor, v: Tensor, log_forget: Tensor, outputs: list[Tensor]) -> None:
+    """Add one output after the other until the end or an error."""
+    for t in range(q.shape[1]):
+        output, state = state.step(q[:, t], k[:, t], v[:, t], log_forget=log_forget[:, t])
+        outputs.append(output)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_constant_regularizer_does_not_wind_up(dtype: torch.dtype) -> None:
+    q, k, v, log_forget = forgetting(dtype)
+    output, state = mesa_attention(
+        q, k, v, torch.ones(1, dtype=dtype), log_forget=log_forget, regularizer="constant", return_state=True
+    )
+    assert float(output.abs().max()) < 100
+    assert bool(state.matrix.isfinite().all())
+
+
+def test_excited_directions_do_not_wind_up() -> None:
+    """Nothing is left of the ridge after 100,000 tokens, exp(-10,000), and nothing is lost."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 100_000, 1, 2, generator=generator) for _ in range(3))
+    log_forget = torch.full((1, 100_000, 1), -0.1)
+    output, state = mesa_attention(q, k, v, torch.ones(1), log_forget=log_forget, return_state=True)
+    tail = [operand[:, -500:].double() for operand in (q, k, v)]
+    expected = mesa_attention(*tail, torch.ones(1).double(), log_forget=log_forget[:, -500:].double())
+    torch.testing.assert_close(output[:, -100:].double(), expected[:, -100:], rtol=1e-4, atol=1e-5)
+    assert bool(state.matrix.isfinite().all())

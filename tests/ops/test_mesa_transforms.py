@@ -1,0 +1,183 @@
+"""Mesa attention inside torch.compile, torch.vmap, torch.func.grad and autocast."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mesascope.errors import InputError
+from mesascope.nn.attention import MesaAttention
+from mesascope.ops import MesaState, mesa_attention, mesa_attention_map
+
+from .mesa_cases import BACKENDS, REGULARIZERS, Case, Operands, draw, relative
+
+PORTABLE = ("reference", "chunked")
+portable = pytest.mark.parametrize("backend", PORTABLE)
+regularizers = pytest.mark.parametrize("regularizer", REGULARIZERS)
+Run = Callable[..., dict[str, Tensor]]
+
+
+def case(regularizer: str) -> tuple[list[str], list[Tensor], Callable[[str], Run]]:
+    """Names and tensors of operands, and what makes a function of them with a backend."""
+    operands = draw(Case((2, 12, 2, 3, 2), regularizer, "forget and write", "row diagonal", True))
+
+    def with_backend(backend: str) -> Run:
+        return lambda *tensors: Operands(regularizer, *tensors).run(backend)
+
+    return list(operands.tensors()), list(operands.tensors().values()), with_backend
+
+
+@portable
+@regularizers
+def test_vmap_over_each_operand(regularizer: str, backend: str) -> None:
+    names, tensors, with_backend = case(regularizer)
+    run = with_backend(backend)
+    for position in range(len(names)):
+        stacked = torch.stack([tensors[position], 0.9 * tensors[position]], dim=1)
+        mapped = [1 if index == position else None for index in range(len(names))]
+        found = torch.vmap(run, tuple(mapped))(*tensors[:position], stacked, *tensors[position + 1 :])
+        for row in range(2):
+            expected = run(*tensors[:position], stacked[:, row], *tensors[position + 1 :])
+            for name, result in expected.items():
+                assert relative(found[name][row], result) <= 1e-12, f"{name} over {names[position]}"
+
+
+@portable
+@regularizers
+def test_vmap_and_grad_in_either_order(regularizer: str, backend: str) -> None:
+    _, (q, *others), with_backend = case(regularizer)
+    run, stacked = with_backend(backend), torch.stack([q, -q, 2 * q])
+
+    def loss(q: Tensor, k: Tensor) -> Tensor:
+        return sum((result.square().sum() for result in run(q, k, *others[1:]).values()), torch.zeros(()))
+
+    each = torch.stack([torch.func.grad(loss, 1)(row, others[0]) for row in stacked])
+    per_sample = torch.vmap(torch.func.grad(loss, 1), (0, None))(stacked, others[0])
+    assert relative(per_sample, each) <= 1e-12
+    total = torch.func.grad(lambda k: torch.vmap(loss, (0, None))(stacked, k).sum())(others[0])
+    assert relative(total, each.sum(0)) <= 1e-12
+
+
+def test_vmap_of_a_jacobian() -> None:
+    operands = draw(Case((1, 4, 1, 2, 1)))
+    jacobian = torch.func.jacrev(lambda k: mesa_attention(operands.q, k, operands.v, operands.ridge, backend="chunked"))
+    expected = torch.autograd.functional.jacobian(
+        lambda k: mesa_attention(operands.q, k, operands.v, operands.ridge, backend="reference"), operands.k
+    )
+    assert relative(jacobian(operands.k), expected) <= 1e-12
+
+
+def test_a_failing_solve_is_an_error_also_where_values_are_not_checked() -> None:
+    keys = 1e3 * torch.ones(2, 1, 4, 3, 5)
+    ridge = torch.full((3,), 1e-6)
+    with pytest.raises(InputError, match="ridge: the smallest is 1e-06, too small"):
+        torch.vmap(lambda k: mesa_attention(k, k, k, ridge, backend="chunked"))(keys)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # torch's own use of it
+def test_forward_mode_is_refused_rather_than_wrong() -> None:
+    operands = draw(Case((1, 4, 1, 2, 1)))
+    with torch.autograd.forward_ad.dual_level():
+        keys = torch.autograd.forward_ad.make_dual(operands.k, operands.k)
+        with pytest.raises(RuntimeError, match="jvp"):
+            mesa_attention(operands.q, keys, operands.v, operands.ridge, backend="chunked")
+
+
+COMPILING = """
+import torch
+from mesascope import MesaState, mesa_attention
+from mesascope.errors import InputError
+from mesascope.ops import mesa_attention_map
+
+generator = torch.Generator().manual_seed(0)
+q, k, v = (torch.randn(2, 12, 2, 3, generator=generator, requires_grad=True) for _ in range(3))
+ridge, forget = torch.ones(2, requires_grad=True), -0.1 * torch.rand(2, 12, 2, generator=generator)
+
+def around():
+    output, state = mesa_attention(q.sin(), k, v, ridge.exp(), log_forget=forget, return_state=True)
+    return [2 * output, state.matrix + 1, mesa_attention_map(q, k, ridge).cos()]
+
+results = []
+for function in (around, torch.compile(around, backend="aot_eager")):
+    values = function()
+    results.append(values + list(torch.autograd.grad(sum(value.sum() for value in values), [q, k, v, ridge])))
+print(all(torch.allclose(a, b, rtol=1e-5, atol=1e-5) for a, b in zip(*results)))
+
+def negative():
+    return mesa_attention(q, k, v, -ridge)
+
+try:
+    torch.compile(negative, backend="aot_eager")()
+except InputError as error:
+    print(error)
+
+def step(regularizer, matrix, association):
+    state = MesaState(regularizer, matrix, association)
+    return state.step(q[:, 0], k[:, 0], v[:, 0], ridge, log_forget=forget[:, 0])[0]
+
+compiled = torch.compile(step, backend="aot_eager", fullgraph=True)
+for regularizer in ("initial", "constant"):
+    state = MesaState.initial(ridge, batch=2, heads=2, key_dim=3, value_dim=3, regularizer=regularizer)
+    values = regularizer, state.matrix, state.association
+    print(torch.allclose(step(*values), compiled(*values)))
+"""
+
+
+def test_compiling() -> None:
+    """The op breaks the graph, and what is around it is compiled; a step is one graph.
+
+    In a fresh interpreter, in which shapes are not checked: the compiler cannot trace such checks.
+    """
+    command = [sys.executable, "-c", COMPILING]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout
+    error = "ridge: got a smallest value of -1, but it must be greater than 0"
+    assert printed.splitlines() == ["True", error, "True", "True"]
+
+
+def test_vmap_of_a_step() -> None:
+    operands = draw(Case((2, 1, 2, 3, 2), "initial", "forget and write", state=True))
+    q, k, v, log_forget, write = (
+        operand[:, 0] for operand in (operands.q, operands.k, operands.v, operands.log_forget, operands.write)
+    )
+
+    def step(matrix: Tensor, association: Tensor) -> Tensor:
+        return MesaState("initial", matrix, association).step(q, k, v, log_forget=log_forget, write=write)[0]
+
+    mapped = torch.vmap(step, (0, None))(torch.stack([operands.matrix] * 3), operands.association)
+    torch.testing.assert_close(mapped, torch.stack([step(operands.matrix, operands.association)] * 3))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_autocast_does_not_lower_the_precision(backend: str) -> None:
+    operands = draw(Case((2, 40, 2, 8, 8), "initial", "forget")).to(torch.bfloat16)
+    inputs = (operands.q, operands.k, operands.v, operands.ridge.float())
+    options = {"log_forget": operands.log_forget.float(), "backend": backend}
+    expected = mesa_attention(*inputs, **options)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(mesa_attention(*inputs, **options), expected)
+        # some layers give float32 under autocast and others do not
+        mixed = mesa_attention(operands.q, operands.k.float(), operands.v.float(), operands.ridge, **options)
+        weights = mesa_attention_map(*(operand.float() for operand in (operands.q, operands.k)), operands.ridge.float())
+    assert torch.equal(mixed, mesa_attention(operands.q, operands.k, operands.v, operands.ridge, **options))
+    assert torch.equal(
+        weights, mesa_attention_map(*(operand.float() for operand in (operands.q, operands.k)), operands.ridge.float())
+    )
+    with pytest.raises(InputError, match=r"k: got torch.float32, .* dtype of q \(torch.bfloat16\)"):
+        mesa_attention(operands.q, operands.k.float(), operands.v, operands.ridge)
+
+
+@pytest.mark.parametrize("normalise", [False, True])
+def test_a_mesa_layer_trains_under_autocast(normalise: bool, generator: torch.Generator) -> None:
+    layer = MesaAttention(6, 2, 3, normalise_qk=normalise)
+    for parameter in (layer.W_Q, layer.W_K, layer.W_V, layer.P):
+        nn.init.normal_(parameter, generator=generator)
+    x = torch.randn(2, 9, 6, generator=generator)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = layer(x).float().square().mean()
+    loss.backward()
+    exact = layer(x).square().mean()
+    assert float((loss - exact).detach().abs() / exact.detach()) < 0.05
+    assert all(bool(parameter.grad.isfinite().all()) for parameter in layer.parameters())
