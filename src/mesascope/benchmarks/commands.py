@@ -64,15 +64,12 @@ class BenchAttention:
         from mesascope.benchmarks.tables import print_attention
         from mesascope.report.static import write_figure
 
-        console, plan = Console(), QUICK if self.quick else FULL
-        with console.status("measuring") as status:
-            result = bench_attention(
-                plan,
-                self.rounds,
-                self.threads,
-                self.figure is not None,
-                lambda what: status.update(f"measuring {what}"),
-            )
+        console, progress, plan = Console(), Console(stderr=True), QUICK if self.quick else FULL
+
+        def say(what: str) -> None:
+            progress.print(f"measuring {what}", markup=False, highlight=False, soft_wrap=True)
+
+        result = bench_attention(plan, self.rounds, self.threads, self.figure is not None, say)
         print_attention(result, console)
         if result.claims:
             _print_claims(result.claims)

@@ -67,6 +67,11 @@ def map_fits(shape: Shape, passes: Passes) -> bool:
     return shape.heads * shape.time**2 <= 2**28
 
 
+def factorisation_fits(shape: Shape, passes: Passes) -> bool:
+    """For methods that factorise a T x T matrix per head: seconds at 16 heads and T = 850."""
+    return shape.heads * shape.time**3 <= 10**10
+
+
 def draw_operands(shape: Shape) -> Operands:
     """Unit-norm queries and keys, normal values and output gradient, ridge 1; the same numbers every time."""
     heads = math.gcd(shape.heads, _HEADS)

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mesascope.benchmarks.methods import Method, Shape, draw_operands, map_fits, prepare
+from mesascope.benchmarks.methods import Method, Shape, draw_operands, factorisation_fits, map_fits, prepare
 from mesascope.errors import InputError
 from mesascope.ops import linear_attention, mesa_attention, softmax_attention
 
@@ -19,7 +19,7 @@ def our_methods() -> tuple[list[Method], list[str]]:
     """The methods that run here, and one line about each that does not."""
     methods, left_out = [], []
     for name, options in mesa_backends().items():
-        fits = Method.fits if name in ("native", "chunked") else map_fits
+        fits = Method.fits if name in ("native", "chunked") else factorisation_fits
         method = Method("mesa", name, functools.partial(_mesa, options), fits)
         try:
             prepare(method, draw_operands(_PROBE), "forward+backward")()

@@ -21,7 +21,7 @@ STEP_RATIO = Claim(
 )
 NATIVE_STEP_RATIO = Claim(
     "bench.training_step_native",
-    f"{STEP_RATIO.statement}: the same number, with native kernels",
+    f"{STEP_RATIO.statement}: the same number, against what native kernels have to reach",
     _PEER,
     "not given",
     Threshold(high=0.60),
