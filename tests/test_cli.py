@@ -262,3 +262,56 @@ def test_bench_train_is_a_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert cli.main(["bench", "train", "--rounds", "3", "--threads", "1", "--json", str(tmp_path / "bench.json")]) == 0
     assert called == {"rounds": 3, "threads": 1}
     assert json.loads((tmp_path / "bench.json").read_text())["claims"][0]["measured"] == 0.5
+
+
+def test_bench_attention(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stored, figure = tmp_path / "bench.json", tmp_path / "speed.svg"
+    arguments = ["--quick", "--rounds", "1", "--threads", "1", "--json", str(stored), "--figure", str(figure)]
+    assert cli.main(["bench", "attention", *arguments]) == 0
+    printed, result = capsys.readouterr().out, json.loads(stored.read_text())
+    assert result["claims"] == []
+    assert {(record["heads"], record["time"], record["dim"]) for record in result["records"]} == {
+        (8, 16, 8),
+        (4, 30, 5),
+    }
+    for record in result["records"]:
+        assert record["method"] in printed
+    for line in result["left_out"]:
+        assert line in printed
+    assert "sequence length T (tokens)" in _svg_texts(figure)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bench.json", "speed.svg"]
+
+
+def _svg_texts(path: Path) -> list[str]:
+    """Texts are drawn as paths; matplotlib leaves each as a comment."""
+    return [line.strip()[5:-4] for line in path.read_text().splitlines() if line.strip().startswith("<!-- ")]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--rounds", "0"], "rounds: got 0, but it must be at least 1"),
+        (["--threads", "0"], "threads: got 0, but it must be at least 1"),
+        (["--figure", "speed.pdf"], "figure: got 'speed.pdf', but it must be a file that ends in .png or .svg"),
+        (["--json", "."], "json: got '.', but it must be a file, not a folder"),
+        (["--figure", "."], "figure: got '.', but it must be a file, not a folder"),
+    ],
+)
+def test_bench_attention_checks_its_options_first(
+    monkeypatch: pytest.MonkeyPatch, fails: Callable[..., str], options: list[str], expected: str
+) -> None:
+    monkeypatch.setattr("mesascope.benchmarks.attention.matmul_gflops", lambda size: pytest.fail("measured too early"))
+    assert fails("bench", "attention", *options) == f"mesascope: {expected}\n"
+
+
+def test_bench_commands_have_options_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (
+        ["bench"],
+        ["bench", "dance"],
+        ["bench", "train", "--quick"],
+        ["bench", "train", "--figure", "a"],
+    ):
+        with pytest.raises(SystemExit) as caught:
+            cli.main(arguments)
+        assert caught.value.code == 2
+    capsys.readouterr()

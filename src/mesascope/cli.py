@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 from rich.console import Console
 
+from mesascope.benchmarks.commands import BenchAttention, BenchTrain
 from mesascope.errors import InputError, MesascopeError, StorageError, suggest
 
 if TYPE_CHECKING:
@@ -138,30 +139,18 @@ class Doctor:
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
-    """Measure speed as ratios against a peer, interleaved in one process and one run.
+    """Measure speed as ratios against peers, interleaved in one process and one run."""
 
-    train: a training step against the same step written by hand in torch, and the share of drawing data.
-    """
-
-    benchmark: Annotated[Literal["train"], tyro.conf.Positional]
+    benchmark: tyro.conf.OmitArgPrefixes[
+        tyro.conf.OmitSubcommandPrefixes[
+            Annotated[BenchTrain, tyro.conf.subcommand("train")]
+            | Annotated[BenchAttention, tyro.conf.subcommand("attention")]
+        ]
+    ]
     """What to measure."""
-    rounds: int = 30
-    """Timed steps of each kind."""
-    threads: int = os.cpu_count() or 1
-    """CPU threads."""
-    json: Path | None = None
-    """File to write the claims and the machine to."""
 
     def run(self) -> None:
-        from mesascope.benchmarks.train import bench_training
-        from mesascope.environment import describe_environment
-        from mesascope.files import write_json
-
-        claims = bench_training(self.rounds, self.threads)
-        _print_claims(claims)
-        if self.json is not None:
-            stored = [claim.to_json() for claim in claims]
-            write_json(self.json, {"environment": describe_environment(), "threads": self.threads, "claims": stored})
+        self.benchmark.run()
 
 
 Command = (

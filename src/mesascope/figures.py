@@ -65,6 +65,7 @@ class LinePanel:
         lines: what is drawn, in legend order.
         log_y: logarithmic vertical axis.
         y_limits: range of the vertical axis, or None to fit.
+        log_x: logarithmic horizontal axis.
     """
 
     title: str
@@ -73,6 +74,7 @@ class LinePanel:
     lines: tuple[Line, ...]
     log_y: bool = False
     y_limits: tuple[float, float] | None = None
+    log_x: bool = False
 
 
 @dataclass(frozen=True)

@@ -101,18 +101,32 @@ def _softmax_model() -> TransformerConfig:
 
 
 def test_claims_get_positive_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "paper_trainings", lambda: {"softmax-7": varied(HYBRID, model=_softmax_model())})
+    tiny = {"softmax-7": varied(HYBRID, model=_softmax_model()), "hybrid-mesa": HYBRID}
+    monkeypatch.setattr(bench, "paper_trainings", lambda: tiny)
     torch.set_num_threads(2)
-    step, share = bench.bench_training(rounds=1, threads=1)
+    claims = bench.bench_training(rounds=1, threads=1)
     assert torch.get_num_threads() == 2
-    assert (step.claim, share.claim) == (bench.STEP_RATIO, bench.DATA_SHARE)
-    for claim in (step, share):
+    assert [claim.claim for claim in claims] == [
+        bench.STEP_RATIO,
+        bench.NATIVE_STEP_RATIO,
+        bench.DATA_SHARE,
+        bench.HYBRID_STEP_RATIO,
+    ]
+    for claim in claims:
         assert math.isfinite(claim.measured)
         assert claim.measured > 0
         assert len(claim.values) == 2
         assert claim.measured == pytest.approx(claim.values[0] / claim.values[1])
         assert all(value > 0 for value in claim.values)
+    step, native, share, _ = claims
+    assert (step.measured, step.values) == (native.measured, native.values)
     assert share.measured < 1
+
+
+def test_thresholds() -> None:
+    """They were fixed before anything was measured."""
+    claims = (bench.STEP_RATIO, bench.NATIVE_STEP_RATIO, bench.DATA_SHARE, bench.HYBRID_STEP_RATIO)
+    assert [claim.threshold.high for claim in claims] == [1.0, 0.60, 0.05, 0.35]
 
 
 @pytest.mark.parametrize("argument", ["rounds", "threads"])

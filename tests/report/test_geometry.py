@@ -28,6 +28,18 @@ def test_logarithmic_range_ignores_what_cannot_be_shown() -> None:
     assert geometry.y_range(drawn) == pytest.approx((10**-2.15, 10**1.15))
 
 
+def test_logarithmic_horizontal_range_and_its_ticks() -> None:
+    drawn = LinePanel("t", "x", "y", (Line("a", np.array([0.0, 10.0, 1000.0]), X), Line("b", X[:1], X[:1])), log_x=True)
+    # three decades from 1 to 1000, and 2 % of them on either side
+    assert geometry.x_range(drawn) == pytest.approx((10**-0.06, 10**3.06))
+    assert geometry.x_range(LinePanel("t", "x", "y", (), log_x=True)) == (0.1, 1.0)
+    few = LinePanel("t", "x", "y", (Line("a", 2.0**X, X), Line("b", 2.0**X, X)), log_x=True)
+    assert geometry.x_ticks(few) == [2.0, 4.0, 8.0]
+    assert geometry.x_ticks(panel(Line("a", X, X))) is None
+    many = np.arange(1.0, 30.0)
+    assert geometry.x_ticks(LinePanel("t", "x", "y", (Line("a", many, many),), log_x=True)) is None
+
+
 def test_band_is_cut_at_the_bottom_of_a_logarithmic_axis_only() -> None:
     line = Line("a", X, np.ones(3), low=np.array([-1.0, 0.5, np.nan]), high=np.full(3, 2.0))
     low, high = geometry.band_edges(line, panel(line, log_y=True, y_limits=(0.1, 3.0)))

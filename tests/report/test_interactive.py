@@ -67,6 +67,18 @@ def test_logarithmic_axis_counts_in_powers_of_ten() -> None:
     assert layout.yaxis.range == pytest.approx((0.1 - 0.095, 2 + 0.095))
 
 
+def test_logarithmic_horizontal_axis_is_labelled_at_its_points() -> None:
+    times = np.array([64.0, 512.0, 8192.0])
+    panel = LinePanel("p", "T", "s", (Line("a", times, times),), log_x=True)
+    layout = to_plotly(figure(panel)).layout
+    assert layout.xaxis.type == "log"
+    low, high = layout.xaxis.range
+    assert low < np.log10(64) < np.log10(8192) < high
+    assert layout.xaxis.tickvals == (64, 512, 8192)
+    assert layout.xaxis.ticktext == ("64", "512", "8192")
+    assert layout.yaxis.type == "linear"
+
+
 def test_heatmap_colours_are_symmetric_about_zero() -> None:
     matrix = np.diag([0.1, -0.3, 0.2, 0.0])
     drawing = to_plotly(figure(HeatmapPanel("m", "c", "r", matrix, block=2, block_labels=("a", "b"))))

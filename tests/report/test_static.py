@@ -10,10 +10,10 @@ from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_hex
 from PIL import Image
 
-from mesascope.errors import StorageError
+from mesascope.errors import InputError, StorageError
 from mesascope.figures import Figure, HeatmapPanel, Line, LinePanel, Role
 from mesascope.report import save_figure, style
-from mesascope.report.static import draw_figure
+from mesascope.report.static import draw_figure, write_figure
 from report import demo
 
 X = np.arange(1.0, 21.0)
@@ -82,6 +82,31 @@ def test_roles_map_to_dashes(role: Role, tmp_path: Path) -> None:
     found = [[float(length) for length in dash.split(",")] for dash in re.findall(r"stroke-dasharray: ([\d.,]+)", svg)]
     expected = list(style.ROLES[role].dash)
     np.testing.assert_allclose(found, [expected, expected] if expected else [], rtol=1e-6)
+
+
+def test_logarithmic_horizontal_axis_is_labelled_at_its_points() -> None:
+    times = np.array([64.0, 512.0, 8192.0])
+    panel = LinePanel("p", "T", "s", (Line("a", times, times),), log_y=True, log_x=True)
+    (axes,) = draw_figure(figure(panel)).axes
+    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["64", "512", "8192"]
+    np.testing.assert_allclose(axes.get_xticks(), times)
+    assert axes.get_xlim()[0] < 64 < 8192 < axes.get_xlim()[1]
+    assert draw_figure(figure(lines(SEEDS))).axes[0].get_xscale() == "linear"
+
+
+def test_one_file_is_written_in_its_format(tmp_path: Path) -> None:
+    png, svg = tmp_path / "a" / "one.png", tmp_path / "a" / "two.svg"
+    for path in (png, svg):
+        write_figure(figure(lines(SEEDS)), path)
+        first = path.read_bytes()
+        write_figure(figure(lines(SEEDS)), path)
+        assert path.read_bytes() == first
+    assert png.read_bytes() == save_figure(figure(lines(SEEDS)), tmp_path)[0].read_bytes()
+    assert svg.read_text().rstrip().endswith("</svg>")
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["one.png", "two.svg"]
+    with pytest.raises(InputError, match=r"path: got 'a\.pdf', but it must be a file that ends in \.png or \.svg"):
+        write_figure(figure(lines(SEEDS)), Path("a.pdf"))
 
 
 def test_legend_covers_no_curve() -> None:

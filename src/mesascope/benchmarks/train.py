@@ -1,24 +1,39 @@
-"""Training speed: our step against the hand-written one, interleaved in one run, and the cost of drawing data."""
+"""Training speed: our steps against peers, interleaved in one run, and the cost of drawing data."""
 
 import statistics
-import time
-from collections.abc import Callable
 
-import torch
-
+from mesascope.benchmarks.cholesky import with_cholesky
 from mesascope.benchmarks.handwritten import HandwrittenTraining
+from mesascope.benchmarks.timing import interleave, median_ratio, torch_threads
 from mesascope.claims import Claim, MeasuredClaim, Threshold
 from mesascope.errors import require
 from mesascope.training.loop import TrainingState
 from mesascope.training.presets import paper_trainings
 
+_PEER = "measured against a peer in the same run"
 STEP_RATIO = Claim(
     "bench.training_step",
     "Time of a training step of the 7-layer softmax model (batch 256, T 50, width 40, 4 heads of 20) divided by that "
     "of the same step written by hand in torch with scaled_dot_product_attention, both without drawing data",
-    "measured against a peer in the same run",
+    _PEER,
     "not given",
     Threshold(high=1.0),
+)
+NATIVE_STEP_RATIO = Claim(
+    "bench.training_step_native",
+    f"{STEP_RATIO.statement}: the same number, against what native kernels have to reach",
+    _PEER,
+    "not given",
+    Threshold(high=0.60),
+)
+HYBRID_STEP_RATIO = Claim(
+    "bench.training_step_hybrid",
+    "Time of a training step of the model of one softmax and one mesa layer (batch 256, T 50, width 40, 4 heads of "
+    "20) divided by that of the same step with the mesa layer as a batched Cholesky factorisation in torch, both "
+    "without drawing data",
+    _PEER,
+    "not given",
+    Threshold(high=0.35),
 )
 DATA_SHARE = Claim(
     "bench.data_share",
@@ -34,53 +49,46 @@ def bench_training(rounds: int = 30, threads: int = 2) -> tuple[MeasuredClaim, .
 
     Args:
         rounds: timed steps of each kind, after two that are not timed.
-        threads: CPU threads of both.
+        threads: CPU threads of all.
     """
     require(rounds >= 1, "rounds", rounds, "at least 1")
-    require(threads >= 1, "threads", threads, "at least 1")
-    previous = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        return _measure(rounds)
-    finally:
-        torch.set_num_threads(previous)
+    with torch_threads(threads):
+        return (*_softmax_claims(rounds), _hybrid_claim(rounds))
 
 
-def _measure(rounds: int) -> tuple[MeasuredClaim, ...]:
+def _softmax_claims(rounds: int) -> tuple[MeasuredClaim, ...]:
     config = paper_trainings()["softmax-7"]
     state = TrainingState(config)
     peer = HandwrittenTraining(config.model, config.task.length, config.schedule(100), config.weight_decay)
     sequences = state.draw()
-
-    def seconds(step: Callable[[], object]) -> float:
-        begin = time.perf_counter()
-        step()
-        return time.perf_counter() - begin
-
-    def ours() -> float:
-        return seconds(lambda: state.update(sequences))
-
-    def theirs() -> float:
-        return seconds(lambda: peer.update(sequences.tokens, sequences.targets))
-
-    pairs, draws = [], []
-    for index in range(rounds + 2):
-        # whoever runs second may find a warmer or a busier machine, so they take turns
-        first, second = (ours, theirs) if index % 2 else (theirs, ours)
-        timed = first(), second()
-        pairs.append(timed if index % 2 else timed[::-1])
-        draws.append(seconds(state.draw))
-    pairs, draws = pairs[2:], draws[2:]
-    mine, peers = (statistics.median(column) for column in zip(*pairs, strict=True))
-    draw = statistics.median(draws)
-    ratio = statistics.median(own / other for own, other in pairs)
-    return (
-        STEP_RATIO.measure(
-            ratio,
-            (mine, peers),
-            f"median of {rounds} ratios of neighbouring steps; median seconds of ours and the peer",
+    own, theirs, draws = interleave(
+        (
+            lambda: state.update(sequences),
+            lambda: peer.update(sequences.tokens, sequences.targets),
+            state.draw,
         ),
+        rounds,
+    )
+    mine, draw = statistics.median(own), statistics.median(draws)
+    measured = median_ratio(own, theirs), (mine, statistics.median(theirs)), _note(rounds)
+    return (
+        STEP_RATIO.measure(*measured),
+        NATIVE_STEP_RATIO.measure(*measured),
         DATA_SHARE.measure(
             draw / (draw + mine), (draw, draw + mine), f"medians of {rounds}; seconds of drawing and of the step"
         ),
     )
+
+
+def _hybrid_claim(rounds: int) -> MeasuredClaim:
+    config = paper_trainings()["hybrid-mesa"]
+    state, peer = TrainingState(config), TrainingState(config)
+    with_cholesky(peer.model)
+    sequences = state.draw()
+    own, theirs = interleave((lambda: state.update(sequences), lambda: peer.update(sequences)), rounds)
+    seconds = statistics.median(own), statistics.median(theirs)
+    return HYBRID_STEP_RATIO.measure(median_ratio(own, theirs), seconds, _note(rounds))
+
+
+def _note(rounds: int) -> str:
+    return f"median of {rounds} ratios of neighbouring steps; median seconds of ours and the peer"

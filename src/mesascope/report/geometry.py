@@ -10,11 +10,19 @@ from mesascope.report.style import ROLES
 
 Range = tuple[float, float]
 
+_MOST_TICKS = 10
+
 
 def x_range(panel: LinePanel) -> Range:
-    """The horizontal axis: all finite coordinates and 2 % on either side."""
+    """The horizontal axis: all finite coordinates, on a logarithmic axis the positive ones, and 2 % on either side."""
     values = _finite(*(line.x for line in panel.lines))
-    return _padded(values.min(), values.max(), 0.02) if values.size else (0.0, 1.0)
+    if not panel.log_x:
+        return _padded(values.min(), values.max(), 0.02) if values.size else (0.0, 1.0)
+    values = values[values > 0]
+    if not values.size:
+        return 0.1, 1.0
+    left, right = _padded(math.log10(values.min()), math.log10(values.max()), 0.02)
+    return 10**left, 10**right
 
 
 def y_range(panel: LinePanel) -> Range:
@@ -42,6 +50,12 @@ def y_range(panel: LinePanel) -> Range:
     floor = curves.min() / 10 if curves.size else 0.0
     bottom, top = _padded(math.log10(max(everything.min(), floor)), math.log10(everything.max()), 0.05)
     return 10**bottom, 10**top
+
+
+def x_ticks(panel: LinePanel) -> list[float] | None:
+    """Where a logarithmic horizontal axis has ticks: at the coordinates if they are few; None leaves it to the axis."""
+    values = np.unique(_finite(*(line.x for line in panel.lines)))
+    return [float(value) for value in values] if panel.log_x and 0 < values.size <= _MOST_TICKS else None
 
 
 def band_edges(line: Line, panel: LinePanel) -> tuple[Array, Array] | None:

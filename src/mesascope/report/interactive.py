@@ -86,17 +86,24 @@ def _lines(panel: LinePanel, suffix: str) -> tuple[list[dict[str, Any]], dict[st
         if edges is not None:
             bands.append(common | _band(line, *edges))
         curves.append(common | _curve(line, rank))
-    scale: dict[str, Any] = {"type": "linear", "range": geometry.y_range(panel)}
-    if panel.log_y:
-        low, high = (math.log10(value) for value in geometry.y_range(panel))
-        # labels at powers of ten, and at 2 and 5 where the axis spans less than two of them
-        minor = {"ticks": "outside", "ticklen": 2, "tickcolor": style.AXIS, "showgrid": False}
-        scale = {"type": "log", "range": (low, high), "dtick": 1 if high - low > 1.5 else "D2", "minor": minor}
+    ticks = geometry.x_ticks(panel)
     layout = {
-        f"xaxis{suffix}": _axis(panel.x_label) | {"range": geometry.x_range(panel)},
-        f"yaxis{suffix}": _axis(panel.y_label) | scale,
+        f"xaxis{suffix}": _axis(panel.x_label) | _scale(geometry.x_range(panel), panel.log_x),
+        f"yaxis{suffix}": _axis(panel.y_label) | _scale(geometry.y_range(panel), panel.log_y),
     }
+    if ticks is not None:
+        layout[f"xaxis{suffix}"] |= {"tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
     return bands + curves, layout
+
+
+def _scale(limits: geometry.Range, logarithmic: bool) -> dict[str, Any]:
+    """Kind, range and ticks of an axis."""
+    if not logarithmic:
+        return {"type": "linear", "range": limits}
+    low, high = (math.log10(value) for value in limits)
+    # labels at powers of ten, and at 2 and 5 where the axis spans less than two of them
+    minor = {"ticks": "outside", "ticklen": 2, "tickcolor": style.AXIS, "showgrid": False}
+    return {"type": "log", "range": (low, high), "dtick": 1 if high - low > 1.5 else "D2", "minor": minor}
 
 
 def _curve(line: Line, rank: int) -> dict[str, Any]:

@@ -3,11 +3,13 @@
 import io
 import math
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mesascope.errors import require
 from mesascope.figures import Figure, HeatmapPanel, LinePanel
 from mesascope.files import write_atomically
 from mesascope.report import geometry, style
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 _RESOLUTION = 200  # dots per inch
 _PANEL_WIDTH, _MATRIX_WIDTH, _PANEL_HEIGHT = 4.4, 3.8, 3.1  # inches
 _LEGEND_ROW = 0.2  # inches
+_METADATA: dict[str, dict[str, None]] = {"png": {}, "svg": {"Date": None}}
 _MARKERS: dict[style.Marker, str] = {"circle": "o", "square": "s", "diamond": "D", "triangle-up": "^"}
 _SETTINGS: dict[str, Any] = {
     "svg.hashsalt": "mesascope",
@@ -50,17 +53,28 @@ def save_figure(figure: Figure, folder: Path) -> list[Path]:
         InputError: a panel has limits that cannot be drawn.
         StorageError: the folder cannot be written.
     """
+    paths = [folder / f"{figure.id}.{suffix}" for suffix in _METADATA]
+    _write(figure, paths)
+    return paths
+
+
+def write_figure(figure: Figure, path: Path) -> None:
+    """Write one file, `.png` or `.svg`; otherwise as `save_figure`."""
+    suffixes = [f".{suffix}" for suffix in _METADATA]
+    require(path.suffix in suffixes, "path", str(path), f"a file that ends in {' or '.join(suffixes)}")
+    _write(figure, [path])
+
+
+def _write(figure: Figure, paths: Sequence[Path]) -> None:
+    """Draw once, and write that in the format of every path."""
     import matplotlib
 
     with matplotlib.rc_context(_SETTINGS):  # type: ignore[arg-type]  # its keys are a Literal of 330 names
         drawing = draw_figure(figure)
-        paths = []
-        for suffix, metadata in (("png", {}), ("svg", {"Date": None})):
-            buffer = io.BytesIO()
-            drawing.savefig(buffer, format=suffix, dpi=_RESOLUTION, metadata=metadata)
-            paths.append(folder / f"{figure.id}.{suffix}")
-            write_atomically(paths[-1], buffer.getvalue())
-    return paths
+        for path in paths:
+            buffer, suffix = io.BytesIO(), path.suffix.removeprefix(".")
+            drawing.savefig(buffer, format=suffix, dpi=_RESOLUTION, metadata=_METADATA[suffix])
+            write_atomically(path, buffer.getvalue())
 
 
 def draw_figure(figure: Figure) -> "Drawing":
@@ -97,7 +111,12 @@ def draw_figure(figure: Figure) -> "Drawing":
 
 def _draw_lines(axes: "Axes", panel: LinePanel) -> list["Line2D"]:
     """Draw curves and bands; returns the legend's handles in the order of the panel."""
+    axes.set_xscale("log" if panel.log_x else "linear")
     axes.set_yscale("log" if panel.log_y else "linear")
+    ticks = geometry.x_ticks(panel)
+    if ticks is not None:
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.set_xticks([], minor=True)
     axes.set_xlim(geometry.x_range(panel))
     axes.set_ylim(geometry.y_range(panel))
     axes.grid(color=style.GRID, linewidth=0.7)

@@ -1,0 +1,98 @@
+"""The subcommands of `mesascope bench`."""
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mesascope.errors import require
+
+if TYPE_CHECKING:
+    from mesascope.claims import MeasuredClaim
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchTrain:
+    """Training steps against the same steps written by hand in torch, and the share of drawing data. A minute."""
+
+    rounds: int = 30
+    """Timed steps of each kind."""
+    threads: int = os.cpu_count() or 1
+    """CPU threads."""
+    json: Path | None = None
+    """File to write the claims and the machine to."""
+
+    def run(self) -> None:
+        _require_file("json", self.json)
+        from mesascope.benchmarks.train import bench_training
+        from mesascope.environment import describe_environment
+
+        claims = bench_training(self.rounds, self.threads)
+        _print_claims(claims)
+        stored = [claim.to_json() for claim in claims]
+        _write(self.json, {"environment": describe_environment(), "threads": self.threads, "claims": stored})
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchAttention:
+    """Mesa, softmax and linear attention against torch and fla-core: time, error, memory. About ten minutes.
+
+    The references of fla-core are measured where it is installed: `pip install fla-core einops`.
+    """
+
+    rounds: int = 30
+    """Timed runs of each kind; slow comparisons get fewer, at least 3."""
+    threads: int = os.cpu_count() or 1
+    """CPU threads."""
+    json: Path | None = None
+    """File to write everything to."""
+    figure: Path | None = None
+    """PNG or SVG file for a figure of time per token against length, which takes a few minutes more."""
+    quick: bool = False
+    """Small shapes, in seconds, to see that everything runs; no claim is measured."""
+
+    def run(self) -> None:
+        _require_file("json", self.json)
+        _require_file("figure", self.figure)
+        suffixes = (".png", ".svg")
+        allowed = f"a file that ends in {' or '.join(suffixes)}"
+        require(self.figure is None or self.figure.suffix in suffixes, "figure", str(self.figure), allowed)
+        from rich.console import Console
+
+        from mesascope.benchmarks.attention import FULL, QUICK, bench_attention
+        from mesascope.benchmarks.attention_figure import scaling_figure
+        from mesascope.benchmarks.tables import print_attention
+        from mesascope.report.static import write_figure
+
+        console, progress, plan = Console(), Console(stderr=True), QUICK if self.quick else FULL
+
+        def say(what: str) -> None:
+            progress.print(f"measuring {what}", markup=False, highlight=False, soft_wrap=True)
+
+        result = bench_attention(plan, self.rounds, self.threads, self.figure is not None, say)
+        print_attention(result, console)
+        if result.claims:
+            _print_claims(result.claims)
+        _write(self.json, result.to_json())
+        if self.figure is not None:
+            write_figure(scaling_figure(result, self.figure.stem), self.figure)
+
+
+def _require_file(name: str, path: Path | None) -> None:
+    """Raise `InputError` if a folder stands where a file is to be written."""
+    require(path is None or not path.is_dir(), name, str(path), "a file, not a folder")
+
+
+def _print_claims(claims: "tuple[MeasuredClaim, ...]") -> None:
+    from rich.console import Console
+
+    from mesascope.report import print_claims
+
+    print_claims(claims, Console())
+
+
+def _write(path: Path | None, value: dict[str, Any]) -> None:
+    from mesascope.files import write_json
+
+    if path is not None:
+        write_json(path, value)
