@@ -140,30 +140,30 @@ inline void keep(View<Element> matrix, Index rows, Index columns) {
   }
 }
 
-// Upper Cholesky factor U of A = U^T U in place, of size Layout::chunk, and the inverses of its diagonal. A is the
-// identity plus a Gram matrix: its pivots are at least 1, so flooring them there only removes rounding errors.
+// Upper Cholesky factor U of A = U^T U in place, and the inverses of its diagonal. No pivot of an exact computation
+// is below `floor`, the smallest eigenvalue that A can have: raising them to it only removes rounding errors.
 template <class Layout, class Element>
-inline void cholesky(View<Element> a, Element* inverse_diagonal) {
+inline void cholesky(View<Element> a, Index size, Element floor, Element* inverse_diagonal) {
   using T = typename Layout::Number;
   using Vector = typename Layout::Vector;
-  constexpr int size = Layout::chunk, width = Layout::width;
-  for (int j = 0; j < size; ++j) {
+  constexpr int width = Layout::width;
+  for (Index j = 0; j < size; ++j) {
     Element* pivot_row = a.data + j * a.rows;
-    const Element inverse = T(1) / square_root<T>(at_least(pivot_row[j], T(1)));
+    const Element pivot = pivot_row[j] > floor ? pivot_row[j] : floor;
+    const Element inverse = T(1) / square_root<T>(pivot);
     inverse_diagonal[j] = inverse;
-    const int first = j / width * width;
-    for (int n = first; n < size; n += width)
+    for (Index n = j / width * width; n < size; n += width)
       store(pivot_row + n, Vector(load<Vector>(pivot_row + n) * inverse));
-    for (int i = j + 1; i < size; ++i) {
+    for (Index i = j + 1; i < size; ++i) {
       Element* row = a.data + i * a.rows;
       const Element factor = pivot_row[i];
-      for (int n = i / width * width; n < size; n += width)
+      for (Index n = i / width * width; n < size; n += width)
         store(row + n, Vector(load<Vector>(row + n) - factor * load<Vector>(pivot_row + n)));
     }
   }
 }
 
-// X = U^-T X in place for the factor above; X has Layout::chunk rows.
+// X = U^-T X in place for a factor of size Layout::chunk; X has as many rows.
 template <class Layout, class Element>
 inline void solve_transposed(View<const Element> factor, const Element* inverse_diagonal, View<Element> x,
                              Index columns) {

@@ -49,14 +49,16 @@ struct Gates {
   using Element = typename Layout::Element;
   // dividing by m_t amplifies rounding by 1 / m_t: a chunk that decays further ends
   static constexpr T deepest_decay = T(-2);
+  // a token that forgets more keeps this share, which is below the rounding of everything else, so that 1 / m_t exists
+  static constexpr T least_log_forget = sizeof(T) == 4 ? T(-40) : T(-300);
 
-  View<Element> log_forget, write, decay;  // decay: m_t
+  View<Element> log_forget, write, forget, decay;  // decay: m_t
   bool any = false;
   Element last_decay;                      // m at the end of the chunk
 
   void allocate(Workspace<Layout>& space) {
     log_forget = space.matrix(Layout::chunk, 1), write = space.matrix(Layout::chunk, 1);
-    decay = space.matrix(Layout::chunk, 1);
+    forget = space.matrix(Layout::chunk, 1), decay = space.matrix(Layout::chunk, 1);
   }
 
   // loads the gates from `start` on and returns how many tokens the chunk holds
@@ -70,12 +72,16 @@ struct Gates {
     if (problem.log_forget.data != nullptr) load_rows(log_forget, problem.log_forget, group, start, n, 1);
     Element sum{};
     for (Index t = 0; t < n; ++t) {
-      if (problem.log_forget.data != nullptr) sum += at(log_forget, t);
+      if (problem.log_forget.data != nullptr) {
+        const Element given = at(log_forget, t), least = Element{} + least_log_forget;
+        sum += given > least ? given : least;
+      }
       if (t > 0 && deeper(sum)) {
         n = t;
         break;
       }
       at(decay, t) = map<T>(sum, +[](T x) -> T { return std::exp(x); });
+      at(forget, t) = t > 0 ? Element(at(decay, t) / at(decay, t - 1)) : at(decay, t);
       if (problem.write.data == nullptr) at(write, t) = Element{} + T(1);
     }
     last_decay = at(decay, n - 1);
@@ -85,6 +91,7 @@ struct Gates {
   Element at(const View<Element>& column, Index t) const { return column.data[t * column.rows]; }
   Element& at(View<Element>& column, Index t) { return column.data[t * column.rows]; }
   Element factor(Index t) const { return at(write, t) / at(decay, t); }
+  Element growth(Index t) const { return any ? Element(T(1) / at(decay, t)) : Element{} + T(1); }
 
  private:
   static bool deeper(Element sum) {
@@ -133,8 +140,8 @@ inline void initial_inverse(View<Element> inverse, const MesaProblem<T>& problem
                             View<Element> row) {
   const Index dim = problem.size.dim;
   clear<Layout>(inverse, 0, dim);
-  if (problem.inverse != nullptr) {
-    load_matrix(inverse, problem.inverse, problem.size, group, dim, dim);
+  if (problem.matrix != nullptr) {
+    load_matrix(inverse, problem.matrix, problem.size, group, dim, dim);
     return;
   }
   load_rows(row, problem.ridge, group, 0, 1, dim);
@@ -160,6 +167,85 @@ inline void update_inverse(View<Element> inverse, View<const Element> gains, con
   if (gates.any) scale<Layout>(inverse, Element(typename Layout::Number(1) / gates.last_decay), dim, dim);
 }
 
+// For a ridge that is not forgotten, where the tokens share no factor: H_t = C_t + diag(ridge), one Cholesky
+// factorisation for each token.
+template <class Layout>
+struct TokenSolver {
+  using T = typename Layout::Number;
+  using Element = typename Layout::Element;
+  using Vector = typename Layout::Vector;
+
+  View<Element> gram, factor, ridge, inverse_diagonal, solution;
+  Element smallest_ridge;
+
+  void allocate(Workspace<Layout>& space, Index dim) {
+    gram = space.matrix(dim, dim), factor = space.matrix(dim, dim);
+    ridge = space.matrix(1, dim), inverse_diagonal = space.matrix(1, dim), solution = space.matrix(1, dim);
+  }
+
+  void begin(const MesaProblem<T>& problem, const Group<Layout>& group) {
+    const Index dim = problem.size.dim;
+    clear<Layout>(gram, 0, dim);
+    if (problem.matrix != nullptr) load_matrix(gram, problem.matrix, problem.size, group, dim, dim);
+    load_rows(ridge, problem.ridge, group, 0, 1, dim);
+    smallest_ridge = ridge.data[0];
+    for (Index d = 1; d < dim; ++d)
+      smallest_ridge = ridge.data[d] < smallest_ridge ? ridge.data[d] : smallest_ridge;
+  }
+
+  // C <- forget C + write k k^T, and the factor of H
+  void advance(const Element* key, Element forget, Element write, Index dim) {
+    for (Index i = 0; i < dim; ++i) {
+      const Element weight = write * key[i];
+      for (Index n = 0; n < dim; n += Layout::width) {
+        const Vector sum = forget * load<Vector>(gram.data + i * gram.rows + n) + weight * load<Vector>(key + n);
+        store(gram.data + i * gram.rows + n, sum);
+        store(factor.data + i * factor.rows + n, sum);
+      }
+      factor.data[i * factor.rows + i] += ridge.data[i];
+    }
+    cholesky<Layout>(factor, dim, smallest_ridge, inverse_diagonal.data);
+  }
+
+  // y = by H^-1 x
+  void solve(Element* y, const Element* x, Element by, Index dim) {
+    constexpr Index width = Layout::width;
+    Element* z = solution.data;
+    for (Index d = 0; d < dim; ++d) z[d] = by * x[d];
+    for (Index j = 0; j < dim; ++j) {
+      const Element* row = factor.data + j * factor.rows;
+      const Element pivot = z[j] *= inverse_diagonal.data[j];
+      for (Index d = j + 1; d < dim && d % width != 0; ++d) z[d] -= row[d] * pivot;
+      for (Index n = round_up(j + 1, width); n < dim; n += width)
+        store(z + n, Vector(load<Vector>(z + n) - load<Vector>(row + n) * pivot));
+    }
+    for (Index j = dim - 1; j >= 0; --j) {
+      const Element* row = factor.data + j * factor.rows;
+      Element sum{};
+      Index d = j + 1;
+      for (; d < dim && d % width != 0; ++d) sum += row[d] * z[d];
+      if constexpr (width == 1) {
+        for (; d < dim; ++d) sum += row[d] * z[d];
+      } else {
+        Vector lanes{};
+        for (; d < dim; d += width) lanes += load<Vector>(row + d) * load<Vector>(z + d);
+        for (int lane = 0; lane < width; ++lane) sum += lanes[lane];
+      }
+      z[j] = (z[j] - sum) * inverse_diagonal.data[j];
+    }
+    for (Index d = 0; d < dim; ++d) y[d] = z[d];
+  }
+
+  // rows of x to m_t H_t^-1 x_t, as `solve_rows`
+  void solve_chunk(View<Element> solved, View<const Element> x, View<const Element> keys, const Gates<Layout>& gates,
+                   Index n, Index dim) {
+    for (Index t = 0; t < n; ++t) {
+      advance(keys.data + t * keys.rows, gates.at(gates.forget, t), gates.at(gates.write, t), dim);
+      solve(solved.data + t * solved.rows, x.data + t * x.rows, gates.at(gates.decay, t), dim);
+    }
+  }
+};
+
 template <class Layout>
 struct MesaForward {
   using T = typename Layout::Number;
@@ -168,6 +254,7 @@ struct MesaForward {
 
   View<Element> q, k, v, o, key, solved, gains, gram, scores, inverse, past, scratch, scratch_gains;
   Gates<Layout> gates;
+  TokenSolver<Layout> tokens;
   Element inverse_diagonal[chunk];
   Index bytes;
 
@@ -180,6 +267,7 @@ struct MesaForward {
     inverse = space.matrix(size.dim, size.dim), past = space.matrix(size.dim, size.dim_v);
     scratch = space.matrix(size.dim, chunk), scratch_gains = space.matrix(size.dim, chunk);
     gates.allocate(space);
+    tokens.allocate(space, size.dim);
     bytes = space.bytes();
   }
 
@@ -187,7 +275,11 @@ struct MesaForward {
     const Sizes& size = problem.size;
     const Index time = size.time, dim = size.dim, dim_v = size.dim_v;
     const Group<Layout> group(size, index);
-    initial_inverse<Layout, T>(inverse, problem, group, q);
+    if (problem.constant) {
+      tokens.begin(problem, group);
+    } else {
+      initial_inverse<Layout, T>(inverse, problem, group, q);
+    }
     load_past(problem, group);
     bool empty = problem.association == nullptr;
     const Saved<Layout> saved(size, problem.saved, index);
@@ -203,12 +295,21 @@ struct MesaForward {
       load_rows(k, problem.k, group, start, n, dim);
       load_rows(v, problem.v, group, start, n, dim_v);
       clear<Layout>(k, n, chunk);
-      auto k_t = find_gains(n, dim);
-      const auto gains_t = transposed<Layout>(constant(gains), chunk, dim, scratch_gains);
-      solve_rows<Layout>(solved, constant(q), constant(inverse), constant(gains), gains_t, scores, n, dim);
       const bool last = start + n == time;
-      if (!last || problem.final_inverse != nullptr)
-        update_inverse<Layout>(inverse, constant(gains), gates, n, dim);
+      View<const Element> k_t{};
+      if (problem.constant) {
+        tokens.solve_chunk(solved, constant(q), constant(k), gates, n, dim);
+      } else {
+        k_t = find_gains(n, dim);
+        const auto gains_t = transposed<Layout>(constant(gains), chunk, dim, scratch_gains);
+        solve_rows<Layout>(solved, constant(q), constant(inverse), constant(gains), gains_t, scores, n, dim);
+        if (!last || problem.final_matrix != nullptr)
+          update_inverse<Layout>(inverse, constant(gains), gates, n, dim);
+      }
+      if (problem.solved.data != nullptr) {
+        scaled_rows<Layout>(q, constant(solved), n, dim, [this](Index t) { return gates.growth(t); });
+        store_rows(problem.solved, constant(q), group, start, n, dim);
+      }
       // now the effective keys of the linear part, write / m times k
       if (gates.any) {
         scaled_rows<Layout>(k, constant(k), n, dim, [this](Index t) { return gates.factor(t); });
@@ -224,8 +325,9 @@ struct MesaForward {
       if (gates.any) scale<Layout>(past, gates.last_decay, dim, dim_v);
       empty = false;
     }
-    if (problem.final_inverse != nullptr)
-      store_matrix<Layout, T, Element>(problem.final_inverse, constant(inverse), size, group, dim, dim);
+    if (problem.final_matrix != nullptr)
+      store_matrix<Layout, T, Element>(problem.final_matrix, constant(problem.constant ? tokens.gram : inverse), size,
+                                       group, dim, dim);
     if (problem.final_association != nullptr) {
       const Operand<T> transposed_matrix{problem.final_association, size.heads * dim * dim_v, 1, dim * dim_v, dim};
       store_rows<Layout, T, Element>(transposed_matrix, constant(past), group, 0, dim, dim_v);
@@ -255,7 +357,7 @@ struct MesaForward {
     const auto keys_t = transposed<Layout>(constant(keys), chunk, dim, scratch);
     product<Layout, Into::assign, Part::all, Part::upper>(gram, constant(gains), keys_t, chunk, chunk, dim);
     for (Index i = 0; i < chunk; ++i) gram.data[i * gram.rows + i] += T(1);
-    cholesky<Layout>(gram, inverse_diagonal);
+    cholesky<Layout>(gram, chunk, Element{} + T(1), inverse_diagonal);
     solve_transposed<Layout>(constant(gram), inverse_diagonal, gains, dim);
     return keys_t;
   }
@@ -271,15 +373,16 @@ struct MesaBackward {
   using Element = typename Layout::Element;
   static constexpr Index chunk = Layout::chunk;
 
-  View<Element> k, v, g, out, out_v, scores, pulls, inverse, past, future, pair, pair_sum, scratch, scratch_v, future_t;
-  View<Element> w, dridge, dwrite;
+  View<Element> k, key, v, g, out, out_v, scores, pulls, inverse, past, future, pair, pair_sum, scratch, scratch_v, future_t;
+  View<Element> w, dridge, dwrite, penalty;
   Gates<Layout> gates;
+  TokenSolver<Layout> tokens;
   Index bytes;
   Index* ends;  // where the chunks of the forward pass ended
 
   MesaBackward(const Sizes& size, void* memory) {
     Workspace<Layout> space(memory);
-    k = space.matrix(chunk, size.dim), out = space.matrix(chunk, size.dim);
+    k = space.matrix(chunk, size.dim), key = space.matrix(chunk, size.dim), out = space.matrix(chunk, size.dim);
     v = space.matrix(chunk, size.dim_v), g = space.matrix(chunk, size.dim_v), out_v = space.matrix(chunk, size.dim_v);
     scores = space.matrix(chunk, chunk), pulls = space.matrix(chunk, chunk);
     inverse = space.matrix(size.dim, size.dim), past = space.matrix(size.dim_v, size.dim);
@@ -287,7 +390,9 @@ struct MesaBackward {
     pair = space.matrix(size.dim, size.dim), pair_sum = space.matrix(size.dim, size.dim);
     scratch = space.matrix(size.dim, chunk), scratch_v = space.matrix(size.dim_v, chunk);
     w = space.matrix(size.time, size.dim), dridge = space.matrix(1, size.dim), dwrite = space.matrix(chunk, 1);
+    penalty = space.matrix(chunk, 1);
     gates.allocate(space);
+    tokens.allocate(space, size.dim);
     ends = reinterpret_cast<Index*>(space.take((size.time + 1) * sizeof(Index) / sizeof(Element) + 1));
     bytes = space.bytes();
   }
@@ -304,7 +409,11 @@ struct MesaBackward {
   Index solve_forward(const MesaProblem<T>& problem, const Group<Layout>& group, const Saved<Layout>& saved) {
     const Sizes& size = problem.size;
     const Index time = size.time, dim = size.dim, dim_v = size.dim_v;
-    initial_inverse<Layout, T>(inverse, problem, group, k);
+    if (problem.constant) {
+      tokens.begin(problem, group);
+    } else {
+      initial_inverse<Layout, T>(inverse, problem, group, k);
+    }
     clear<Layout>(past, 0, dim_v);
     if (problem.association != nullptr) load_matrix(past, problem.association, size, group, dim_v, dim);
     bool empty = problem.association == nullptr;
@@ -316,24 +425,31 @@ struct MesaBackward {
       prefetch_matrix<false>(saved.gains(start), n);
       prefetch_chunk(problem, group, start + n);
       load_chunk(problem, group, start, n);
-      if (gates.any)
-        scaled_rows<Layout>(k, constant(k), n, dim, [this](Index t) { return gates.factor(t); });
+      View<Element> keys = k;
+      if (gates.any) {
+        scaled_rows<Layout>(key, constant(k), n, dim, [this](Index t) { return gates.factor(t); });
+        keys = key;
+      }
       // out = G_t^T g_t
       const auto v_t = transposed<Layout>(constant(v), chunk, dim_v, scratch_v);
       product<Layout, Into::assign, Part::all, Part::lower>(scores, constant(g), v_t, n, n, dim_v);
       keep<Layout, Part::lower>(scores, n, chunk);
-      product<Layout, Into::assign, Part::lower>(out, constant(scores), constant(k), n, dim, n);
+      product<Layout, Into::assign, Part::lower>(out, constant(scores), constant(keys), n, dim, n);
       if (!empty) product<Layout, Into::add>(out, constant(g), constant(past), n, dim, dim_v);
       const auto gains = constant(saved.gains(start));
       const View<Element> solved{w.data + start * w.rows, w.rows};
-      if (n < chunk) clear<Layout>(scratch, 0, dim);
-      const auto gains_t = transposed<Layout>(gains, n, dim, scratch);
-      solve_rows<Layout>(solved, constant(out), constant(inverse), gains, gains_t, scores, n, dim);
+      if (problem.constant) {
+        tokens.solve_chunk(solved, constant(out), constant(k), gates, n, dim);
+      } else {
+        if (n < chunk) clear<Layout>(scratch, 0, dim);
+        const auto gains_t = transposed<Layout>(gains, n, dim, scratch);
+        solve_rows<Layout>(solved, constant(out), constant(inverse), gains, gains_t, scores, n, dim);
+      }
       store_rows(problem.dq, constant(solved), group, start, n, dim);
       ends[chunks++] = start + n;
       if (start + n == time) break;
-      update_inverse<Layout>(inverse, gains, gates, n, dim);
-      product<Layout, Into::add>(past, constant(v.transposed()), constant(k), dim_v, dim, n);
+      if (!problem.constant) update_inverse<Layout>(inverse, gains, gates, n, dim);
+      product<Layout, Into::add>(past, constant(v.transposed()), constant(keys), dim_v, dim, n);
       if (gates.any) scale<Layout>(past, gates.last_decay, dim_v, dim);
       empty = false;
     }
@@ -366,7 +482,8 @@ struct MesaBackward {
         scale<Layout>(future, gates.last_decay, dim_v, dim);
         scale<Layout>(pair, gates.last_decay, dim, dim);
       }
-      if (gates.any) scale<Layout>(dridge, gates.last_decay, 1, dim);
+      // a ridge that is forgotten reaches token t as m_t ridge
+      if (gates.any && !problem.constant) scale<Layout>(dridge, gates.last_decay, 1, dim);
       // dv = k P^T + upper(k q~^T) g
       if (n < chunk) clear<Layout>(scratch, 0, dim);
       const auto solved_t = transposed<Layout>(solved, n, dim, scratch);
@@ -393,8 +510,12 @@ struct MesaBackward {
       // what lies before needs the sums from here on
       product<Layout, Into::add>(future, constant(g.transposed()), solved, dim_v, dim, n);
       product<Layout, Into::add>(pair, w_rows.transposed(), solved, dim, dim, n);
-      for (Index t = 0; t < n; ++t)
-        for (Index d = 0; d < dim; ++d) dridge.data[d] -= w_rows.data[t * w.rows + d] * solved.data[t * solved.rows + d];
+      for (Index t = 0; t < n; ++t) {
+        const Element by = problem.constant ? gates.growth(t) : Element{} + T(1);
+        for (Index d = 0; d < dim; ++d)
+          dridge.data[d] -= by * w_rows.data[t * w.rows + d] * solved.data[t * solved.rows + d];
+      }
+      if (problem.penalty.data != nullptr) find_penalty(problem, group, w_rows, solved, start, n);
       if (gates.any) weigh(problem, group, start, n);
       store_rows(problem.dv, constant(out_v), group, start, n, dim_v);
       store_rows(problem.dk, constant(out), group, start, n, dim);
@@ -404,6 +525,19 @@ struct MesaBackward {
       store_matrix<Layout, T, Element>(problem.dassociation, constant(future), size, group, dim_v, dim);
     if (problem.pairs != nullptr)
       store_matrix<Layout, T, Element>(problem.pairs, constant(pair), size, group, dim, dim);
+  }
+
+  // sum_d ridge_d w_d q~_d of each token, which the gradient of log_forget needs
+  void find_penalty(const MesaProblem<T>& problem, const Group<Layout>& group, View<const Element> w_rows,
+                    View<const Element> solved, Index start, Index n) {
+    const Index dim = problem.size.dim;
+    for (Index t = 0; t < n; ++t) {
+      Element sum{};
+      for (Index d = 0; d < dim; ++d)
+        sum += tokens.ridge.data[d] * w_rows.data[t * w_rows.rows + d] * solved.data[t * solved.rows + d];
+      penalty.data[t * penalty.rows] = sum * gates.growth(t);
+    }
+    store_rows(problem.penalty, constant(penalty), group, start, n, 1);
   }
 
   // The gates' own gradient, and their factor on those of keys and values: with dk and dv as they are before it,

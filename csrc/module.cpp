@@ -156,41 +156,43 @@ void softmax_backward(Array<const T, 4> q, Array<const T, 4> k, Array<const T, 4
 template <class T>
 MesaProblem<T> mesa_problem(const Array<const T, 4>& q, const Array<const T, 4>& k, const Array<const T, 4>& v,
                             const Array<const T, 4>& ridge, const Optional<const T, 3>& write,
-                            const Optional<const T, 3>& log_forget, const Optional<const T, 4>& inverse,
-                            const Optional<const T, 4>& association, Array<T, 1>& saved) {
+                            const Optional<const T, 3>& log_forget, const Optional<const T, 4>& matrix,
+                            const Optional<const T, 4>& association, bool constant, Array<T, 1>& saved) {
   MesaProblem<T> problem;
   problem.size = sizes<T>(k, v);
   problem.q = operand<const T>(q), problem.k = operand<const T>(k), problem.v = operand<const T>(v);
   problem.ridge = operand<const T>(ridge);
   problem.write = token_operand<const T>(write), problem.log_forget = token_operand<const T>(log_forget);
-  problem.inverse = pointer(inverse), problem.association = pointer(association);
+  problem.constant = constant, problem.matrix = pointer(matrix), problem.association = pointer(association);
   problem.saved = saved.shape(0) > 0 ? saved.data() : nullptr;
   return problem;
 }
 
 template <class T>
 void mesa_forward(Array<const T, 4> q, Array<const T, 4> k, Array<const T, 4> v, Array<const T, 4> ridge,
-                  Optional<const T, 3> write, Optional<const T, 3> log_forget, Optional<const T, 4> inverse,
-                  Optional<const T, 4> association, Array<T, 4> o, Array<T, 1> saved, Optional<T, 4> final_inverse,
-                  Optional<T, 4> final_association, int threads, const std::string& layout) {
-  MesaProblem<T> problem = mesa_problem<T>(q, k, v, ridge, write, log_forget, inverse, association, saved);
+                  Optional<const T, 3> write, Optional<const T, 3> log_forget, Optional<const T, 4> matrix,
+                  Optional<const T, 4> association, bool constant, Array<T, 4> o, Array<T, 1> saved,
+                  Optional<T, 4> solved, Optional<T, 4> final_matrix, Optional<T, 4> final_association, int threads, const std::string& layout) {
+  MesaProblem<T> problem = mesa_problem<T>(q, k, v, ridge, write, log_forget, matrix, association, constant, saved);
   problem.o = operand<T>(o);
-  problem.final_inverse = pointer(final_inverse), problem.final_association = pointer(final_association);
+  if (solved) problem.solved = operand<T>(*solved);
+  problem.final_matrix = pointer(final_matrix), problem.final_association = pointer(final_association);
   const KernelSet<T>& set = kernels<T>(problem.size, layout);
   run(set.mesa_forward, set, problem, threads);
 }
 
 template <class T>
 void mesa_backward(Array<const T, 4> q, Array<const T, 4> k, Array<const T, 4> v, Array<const T, 4> ridge,
-                   Optional<const T, 3> write, Optional<const T, 3> log_forget, Optional<const T, 4> inverse,
-                   Optional<const T, 4> association, Array<T, 1> saved, Array<const T, 4> g, Array<T, 4> dq,
-                   Array<T, 4> dk, Array<T, 4> dv, Array<T, 3> dridge, Optional<T, 3> dwrite,
+                   Optional<const T, 3> write, Optional<const T, 3> log_forget, Optional<const T, 4> matrix,
+                   Optional<const T, 4> association, bool constant, Array<T, 1> saved, Array<const T, 4> g, Array<T, 4> dq,
+                   Array<T, 4> dk, Array<T, 4> dv, Array<T, 3> dridge, Optional<T, 3> dwrite, Optional<T, 3> penalty,
                    Optional<T, 4> dassociation, Optional<T, 4> pairs, int threads, const std::string& layout) {
-  MesaProblem<T> problem = mesa_problem<T>(q, k, v, ridge, write, log_forget, inverse, association, saved);
+  MesaProblem<T> problem = mesa_problem<T>(q, k, v, ridge, write, log_forget, matrix, association, constant, saved);
   problem.g = operand<const T>(g);
   problem.dq = operand<T>(dq), problem.dk = operand<T>(dk), problem.dv = operand<T>(dv);
   problem.dridge = dridge.data();
-  problem.dwrite = token_operand<T>(dwrite), problem.dassociation = pointer(dassociation);
+  problem.dwrite = token_operand<T>(dwrite), problem.penalty = token_operand<T>(penalty);
+  problem.dassociation = pointer(dassociation);
   problem.pairs = pointer(pairs);
   const KernelSet<T>& set = kernels<T>(problem.size, layout);
   run(set.mesa_backward, set, problem, threads);
@@ -210,10 +212,12 @@ void define(nb::module_& module) {
   module.def("softmax_forward", &softmax_forward<T>);
   module.def("softmax_backward", &softmax_backward<T>);
   const auto none = nb::arg().none();
+  // q, k, v, ridge, write, log_forget, matrix, association, constant, and then what is written
   module.def("mesa_forward", &mesa_forward<T>, nb::arg(), nb::arg(), nb::arg(), nb::arg(), none, none, none, none,
-             nb::arg(), nb::arg(), none, none, nb::arg(), nb::arg());
+             nb::arg(), nb::arg(), nb::arg(), none, none, none, nb::arg(), nb::arg());
   module.def("mesa_backward", &mesa_backward<T>, nb::arg(), nb::arg(), nb::arg(), nb::arg(), none, none, none, none,
-             nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), none, none, none, nb::arg(), nb::arg());
+             nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), none, none, none, none,
+             nb::arg(), nb::arg());
 }
 
 }  // namespace

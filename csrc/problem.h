@@ -39,23 +39,28 @@ struct SoftmaxProblem {
   Operand<T> dq, dk, dv;
 };
 
-// o_t = G_t H_t^-1 q_t with H_t = forget_t H_(t-1) + write_t k_t k_t^T, H_0 = diag(ridge), and G_t alike
+// o_t = G_t H_t^-1 q_t with G_t = forget_t G_(t-1) + write_t v_t k_t^T, and
+//     H_t = forget_t H_(t-1) + write_t k_t k_t^T, H_0 = diag(ridge)
+//     or, if constant, H_t = C_t + diag(ridge), C_t = forget_t C_(t-1) + write_t k_t k_t^T
 template <class T>
 struct MesaProblem {
   Sizes size;
   Operand<const T> q, k, v;
   Operand<const T> ridge;             // [B, 1, H, D]
   Operand<const T> write, log_forget; // [B, T, H], or absent
-  const T* inverse = nullptr;         // H_0^-1 [B, H, D, D] instead of ridge, or absent
+  bool constant = false;
+  const T* matrix = nullptr;          // [B, H, D, D]: H_0^-1 instead of ridge, or C_0 if constant; or absent
   const T* association = nullptr;     // G_0 [B, H, Dv, D], or absent
   Operand<T> o;
   T* saved = nullptr;                 // what backward needs: mesa_saved() numbers for each group of heads
-  T* final_inverse = nullptr;         // H_T^-1, or absent
+  Operand<T> solved;                  // H_t^-1 q_t [B, T, H, D], or absent
+  T* final_matrix = nullptr;          // H_T^-1, or C_T if constant; or absent
   T* final_association = nullptr;     // G_T, or absent
   Operand<const T> g;
   Operand<T> dq, dk, dv;
   T* dridge = nullptr;                // [B, H, D]
   Operand<T> dwrite;                  // [B, T, H], or absent
+  Operand<T> penalty;                 // sum_d ridge_d w_(t,d) q~_(t,d) [B, T, H], or absent
   T* dassociation = nullptr;          // [B, H, Dv, D], or absent
   T* pairs = nullptr;                 // sum_t m_t w_t q~_t^T = -dL/dH_0, [B, H, D, D], or absent
 };

@@ -80,13 +80,4 @@ inline Element square_root(Element value) {
   return map<T>(value, +[](T x) -> T { return std::sqrt(x); });
 }
 
-template <class T, class Element>
-inline Element at_least(Element value, T bound) {
-  if constexpr (sizeof(Element) == sizeof(T)) {
-    return value > bound ? value : bound;
-  } else {
-    return value > bound ? value : Element{} + bound;
-  }
-}
-
 }  // namespace MESASCOPE_ISA

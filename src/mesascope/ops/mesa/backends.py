@@ -64,12 +64,6 @@ def choose(backend: str, case: Case) -> Attend:
             "backend: got 'native', but this installation has no compiled kernels for this machine; install mesascope "
             'again where there is a C++ compiler, or use backend="chunked" (backend="auto" chooses by itself)'
         )
-    if not module.supports(*case):
-        raise InputError(
-            "backend: got 'native', but the kernels take tensors on the CPU only, do not compute regularizer="
-            '"constant" with log_forget or state, and leave problems that may be ill conditioned to backend="chunked", '
-            'which verifies its solutions; backend="auto" chooses by itself'
-        )
     attend: Attend = module.attend
     return attend
 

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mesascope.errors import InputError
 from mesascope.ops.kernels import computable, kernel_module, native_kernels
 from mesascope.ops.mesa.gated import remaining_at_end
-from mesascope.ops.mesa.problem import LARGEST_RESIDUAL, Regularizer
+from mesascope.ops.mesa.problem import LARGEST_RESIDUAL, Problem, Regularizer
 from mesascope.ops.mesa.state import MesaState
 
 _LAYOUT = "auto"
@@ -33,30 +34,35 @@ def supports(
     state: MesaState | None,
     return_state: bool,
 ) -> bool:
-    """Whether the kernels compute this case to the precision of `mesa_attention`: sizes, types and conditioning.
+    """Whether the kernels are the first choice: operands on the CPU, and by an upper bound not ill conditioned.
 
-    A case that may be ill conditioned, by an upper bound, is one for the chunked form, which verifies its solutions.
+    What may be ill conditioned is better left to the chunked form, which verifies and refines its solutions.
     """
-    if not computable(q, k, v) or (regularizer == "constant" and (log_forget is not None or state is not None)):
-        return False
-    return bool((_condition(k, ridge, log_forget, write, state) * torch.finfo(k.dtype).eps <= LARGEST_RESIDUAL).all())
+    return computable(q, k) and v.device == k.device and _bounded(k, ridge, log_forget, write, regularizer, state)
 
 
 @torch.no_grad()
-def _condition(
-    k: Tensor, ridge: Tensor, log_forget: Tensor | None, write: Tensor | None, state: MesaState | None
-) -> Tensor:
-    """An upper bound of the condition numbers of all H_t of every head, `[B, H]`."""
+def _bounded(
+    k: Tensor,
+    ridge: Tensor,
+    log_forget: Tensor | None,
+    write: Tensor | None,
+    regularizer: Regularizer,
+    state: MesaState | None,
+) -> bool:
+    """Whether an upper bound of the condition numbers of all H_t leaves enough digits."""
     keys = k if write is None else k * write.sqrt()[..., None]
     energy = torch.linalg.vector_norm(keys, dim=(1, 3)).square()
-    if state is None:
-        largest, smallest = ridge.amax(-1), ridge.amin(-1)
-    else:
+    largest, smallest = ridge.amax(-1), ridge.amin(-1)
+    if state is not None:
         spread = state.matrix.diagonal(dim1=-2, dim2=-1)
-        largest, smallest = 1 / spread.amin(-1), 1 / spread.amax(-1)
-    if log_forget is not None:
+        if regularizer == "constant":
+            largest = largest + spread.sum(-1)
+        else:
+            largest, smallest = 1 / spread.amin(-1), 1 / spread.amax(-1)
+    if log_forget is not None and regularizer == "initial":
         smallest = smallest * log_forget.sum(1).exp()
-    return (largest + energy) / smallest
+    return bool(((largest + energy) * torch.finfo(k.dtype).eps <= LARGEST_RESIDUAL * smallest).all())
 
 
 def attend(
@@ -70,18 +76,54 @@ def attend(
     state: MesaState | None,
     return_state: bool,
 ) -> tuple[Tensor, MesaState | None]:
-    """Mesa attention of checked operands; see `Attend`."""
-    inverse = association = None
+    """Mesa attention of checked operands; see `Attend`.
+
+    Raises:
+        InputError: the operands are not on the CPU, or the solution fails its verification, which is made where the
+            problem may be ill conditioned.
+    """
+    if not computable(q, k):
+        raise InputError(f"backend: got 'native', but the kernels compute on the CPU and q is on {q.device}")
+    matrix = association = None
     if state is not None:
-        inverse, association = (state.matrix + state.matrix.mT) / 2, state.association
-    operands = (q, k, v, ridge[:, None], write, log_forget, inverse, association)
+        matrix, association = (state.matrix + state.matrix.mT) / 2, state.association
+    constant = regularizer == "constant" and log_forget is not None
+    start = matrix
+    if regularizer == "constant" and not constant and matrix is not None:
+        # nothing is forgotten, so the ridge may as well be: H_0 = C_0 + ridge
+        start = torch.linalg.inv(matrix.double() + torch.diag_embed(ridge.double())).to(k.dtype)
+    operands = (q, k, v, ridge[:, None], write, log_forget, start, association)
     tracked = torch.is_grad_enabled() and any(operand is not None and operand.requires_grad for operand in operands)
-    o, _, final_inverse, final_association = _forward(*operands, tracked, return_state)
+    verified = not _bounded(k, ridge, log_forget, write, regularizer, state)
+    o, _, solved, final_matrix, final_association = _forward(*operands, constant, tracked, verified, return_state)
+    if verified:
+        _verify(q, solved, k, ridge, log_forget, write, regularizer, matrix)
     if not return_state:
         return o, None
-    if tracked:
-        final_inverse, final_association = _final_state(k, v, ridge, log_forget, write, inverse, association)
-    return o, MesaState("initial", final_inverse, final_association)
+    if tracked or regularizer == "constant":
+        final_matrix, final_association = _final_state(k, v, ridge, log_forget, write, regularizer, matrix, association)
+    return o, MesaState(regularizer, final_matrix, final_association)
+
+
+@torch.no_grad()
+def _verify(
+    q: Tensor,
+    solved: Tensor,
+    k: Tensor,
+    ridge: Tensor,
+    log_forget: Tensor | None,
+    write: Tensor | None,
+    regularizer: Regularizer,
+    matrix: Tensor | None,
+) -> None:
+    """Raise an error unless H_t times the solutions gives the queries back."""
+    x, y, keys = (operand.transpose(1, 2) for operand in (q, solved, k))
+    forget, strength = (None if gate is None else gate.transpose(1, 2) for gate in (log_forget, write))
+    if matrix is not None and regularizer == "initial":
+        # the state holds the ridge, as part of H_0^-1
+        matrix, ridge = torch.linalg.inv(matrix.double()).to(k.dtype), torch.zeros_like(ridge)
+    problem = Problem(keys, strength, forget, ridge, matrix, regularizer)
+    problem.verify(problem.residual(x, y)[1])
 
 
 def _final_state(
@@ -90,10 +132,14 @@ def _final_state(
     ridge: Tensor,
     log_forget: Tensor | None,
     write: Tensor | None,
-    inverse: Tensor | None,
+    regularizer: Regularizer,
+    matrix: Tensor | None,
     association: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """H_T^-1 and G_T as differentiable functions of everything, in float64: what the kernels return has no gradient."""
+    """The state after the last token as a differentiable function of everything, in float64.
+
+    What the kernels return has no gradient, and is H_T^-1 also for the "constant" regularizer if nothing is forgotten.
+    """
     keys, values = (operand.transpose(1, 2).double() for operand in (k, v))
     weights = None if write is None else write.transpose(1, 2).double()
     kept = torch.ones((), dtype=torch.float64)
@@ -102,12 +148,16 @@ def _final_state(
         left, kept = remaining_at_end(forget), forget.sum(-1).exp()[..., None, None]
         weights = left if weights is None else weights * left
     written = keys if weights is None else keys * weights[..., None]
-    start = torch.diag_embed(ridge.double()) if inverse is None else torch.linalg.inv(inverse.double())
-    final_inverse = torch.linalg.inv(written.mT @ keys + kept * start)
+    gram = written.mT @ keys
+    if regularizer == "initial":
+        start = torch.diag_embed(ridge.double()) if matrix is None else torch.linalg.inv(matrix.double())
+        gram = torch.linalg.inv(gram + kept * start)
+    elif matrix is not None:
+        gram = gram + kept * matrix.double()
     final_association = values.mT @ written
     if association is not None:
         final_association = final_association + kept * association.double()
-    return final_inverse.to(k.dtype), final_association.to(k.dtype)
+    return gram.to(k.dtype), final_association.to(k.dtype)
 
 
 @torch.library.custom_op("mesascope::mesa_attention", mutates_args=(), device_types="cpu")
@@ -118,22 +168,28 @@ def _forward(
     ridge: Tensor,
     write: Tensor | None,
     log_forget: Tensor | None,
-    inverse: Tensor | None,
+    matrix: Tensor | None,
     association: Tensor | None,
+    constant: bool,
     save: bool,
+    solve: bool,
     final: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """o, what the backward pass needs, H_T^-1 and G_T; the last three are empty where they are not asked for."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """o, what the backward pass needs, H_t^-1 q_t, the final matrix and G_T; empty what is not asked for.
+
+    `matrix` is H_0^-1, or C_0 if `constant`.
+    """
     (batch, time, heads, d), d_v = k.shape, v.shape[-1]
     kernels = kernel_module()
     saved_size = kernels.mesa_saved_size_float if k.dtype == torch.float32 else kernels.mesa_saved_size_double
     saved = k.new_empty(saved_size(batch, time, heads, d, d_v, _LAYOUT) if save else 0)
     states = (k.new_empty(batch, heads, d, d), k.new_empty(batch, heads, d_v, d)) if final else (None, None)
     o = torch.empty(v.shape, dtype=v.dtype)
-    start = (_contiguous(inverse), _contiguous(association))
+    solved = k.new_empty(k.shape) if solve else None
+    start = (_contiguous(matrix), _contiguous(association), constant)
     threads = torch.get_num_threads()
-    kernels.mesa_forward(q, k, v, ridge, write, log_forget, *start, o, saved, *states, threads, _LAYOUT)
-    return o, saved, _given(states[0], k), _given(states[1], k)
+    kernels.mesa_forward(q, k, v, ridge, write, log_forget, *start, o, saved, solved, *states, threads, _LAYOUT)
+    return o, saved, _given(solved, k), _given(states[0], k), _given(states[1], k)
 
 
 @torch.library.custom_op("mesascope::mesa_attention_backward", mutates_args=(), device_types="cpu")
@@ -144,23 +200,25 @@ def _backward(
     ridge: Tensor,
     write: Tensor | None,
     log_forget: Tensor | None,
-    inverse: Tensor | None,
+    matrix: Tensor | None,
     association: Tensor | None,
+    constant: bool,
     saved: Tensor,
     g: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v, ridge `[B, H, D]`, write, the sum of pairs and that of the association; or empty."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of q, k, v, ridge `[B, H, D]`, write, the penalties, the sum of pairs and dG_0; empty if not needed."""
     (batch, _, heads, d), d_v = k.shape, v.shape[-1]
     dq, dk, dv = (torch.empty(operand.shape, dtype=operand.dtype) for operand in (q, k, v))
     dridge = k.new_empty(batch, heads, d)
     dwrite = None if write is None and log_forget is None else k.new_empty(k.shape[:3])
-    pairs = None if inverse is None else k.new_empty(batch, heads, d, d)
+    penalty = k.new_empty(k.shape[:3]) if constant else None
+    pairs = None if matrix is None else k.new_empty(batch, heads, d, d)
     dassociation = None if association is None else k.new_empty(batch, heads, d_v, d)
-    start = (_contiguous(inverse), _contiguous(association))
-    gradients = (dq, dk, dv, dridge, dwrite, dassociation, pairs)
+    start = (_contiguous(matrix), _contiguous(association), constant)
+    gradients = (dq, dk, dv, dridge, dwrite, penalty, dassociation, pairs)
     threads = torch.get_num_threads()
     kernel_module().mesa_backward(q, k, v, ridge, write, log_forget, *start, saved, g, *gradients, threads, _LAYOUT)
-    return dq, dk, dv, dridge, _given(dwrite, k), _given(pairs, k), _given(dassociation, k)
+    return dq, dk, dv, dridge, _given(dwrite, k), _given(penalty, k), _given(pairs, k), _given(dassociation, k)
 
 
 def _given(tensor: Tensor | None, like: Tensor) -> Tensor:
@@ -180,15 +238,18 @@ def _(
     ridge: Tensor,
     write: Tensor | None,
     log_forget: Tensor | None,
-    inverse: Tensor | None,
+    matrix: Tensor | None,
     association: Tensor | None,
+    constant: bool,
     save: bool,
+    solve: bool,
     final: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     (batch, _, heads, d), d_v = k.shape, v.shape[-1]
     saved = k.new_empty(torch.library.get_ctx().new_dynamic_size() if save else 0)
     states = ((batch, heads, d, d), (batch, heads, d_v, d)) if final else ((0,), (0,))
-    return v.new_empty(v.shape), saved, k.new_empty(states[0]), k.new_empty(states[1])
+    solved = k.new_empty(k.shape if solve else 0)
+    return v.new_empty(v.shape), saved, solved, k.new_empty(states[0]), k.new_empty(states[1])
 
 
 @_backward.register_fake
@@ -199,11 +260,12 @@ def _(
     ridge: Tensor,
     write: Tensor | None,
     log_forget: Tensor | None,
-    inverse: Tensor | None,
+    matrix: Tensor | None,
     association: Tensor | None,
+    constant: bool,
     saved: Tensor,
     g: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     (batch, _, heads, d), d_v = k.shape, v.shape[-1]
     gated = write is not None or log_forget is not None
     return (
@@ -212,44 +274,43 @@ def _(
         v.new_empty(v.shape),
         k.new_empty(batch, heads, d),
         k.new_empty(k.shape[:3] if gated else 0),
-        k.new_empty(0 if inverse is None else (batch, heads, d, d)),
+        k.new_empty(k.shape[:3] if constant else 0),
+        k.new_empty(0 if matrix is None else (batch, heads, d, d)),
         k.new_empty(0 if association is None else (batch, heads, d_v, d)),
     )
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
-    o, saved, _, _ = output
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, ctx.constant, _, _, _ = inputs
+    o, saved, *_ = output
     ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(*inputs[:-2], saved, o)
+    ctx.save_for_backward(*tensors, saved, o)
 
 
 def _gradients(ctx: Any, g: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    q, k, v, ridge, write, log_forget, inverse, association, saved, o = ctx.saved_tensors
-    dq, dk, dv, dridge, dwrite, pairs, dassociation = _backward(
-        q, k, v, ridge, write, log_forget, inverse, association, saved, g
-    )
-    dforget = dinverse = None
+    *operands, saved, o = ctx.saved_tensors
+    q, k, _, _, write, log_forget, matrix, association = operands
+    dq, dk, dv, dridge, dwrite, penalty, pairs, dassociation = _backward(*operands, ctx.constant, saved, g)
+    dforget = dmatrix = None
     if log_forget is not None:
-        own = (g * o).sum(-1, dtype=torch.float64) - (dq * q).sum(-1, dtype=torch.float64)
-        own -= dwrite.double() * (1 if write is None else write)
-        # terms of both signs: summed in float64, or the first tokens of a long sequence keep few digits
-        dforget = own.flip(1).cumsum(1).flip(1).to(k.dtype)
-    if inverse is not None:
-        # dL/dH_0 = -sum of pairs, and R_0 = H_0^-1
-        start = torch.linalg.inv(inverse.double())
-        outer = start @ pairs.double() @ start
-        dinverse = ((outer + outer.mT) / 2).to(k.dtype)
+        terms = (g * o).sum(-1, dtype=torch.float64) - (dq * q).sum(-1, dtype=torch.float64)
+        terms -= dwrite.double() * (1 if write is None else write)
+        if ctx.constant:
+            terms += penalty
+        # of both signs: summed in float64, or the first tokens of a long sequence keep few digits
+        dforget = terms.flip(1).cumsum(1).flip(1).to(k.dtype)
+    if matrix is not None:
+        dmatrix = -pairs.double()
+        if not ctx.constant:
+            # pairs are -dL/dH_0, and R_0 = H_0^-1
+            start = torch.linalg.inv(matrix.double())
+            dmatrix = -start @ dmatrix @ start
+        dmatrix = ((dmatrix + dmatrix.mT) / 2).to(k.dtype)
+    without_ridge = matrix is not None and not ctx.constant
     return (
-        dq,
-        dk,
-        dv,
-        None if inverse is not None else dridge[:, None],
-        None if write is None else dwrite,
-        dforget,
-        dinverse,
-        None if association is None else dassociation,
-        None,
-        None,
+        *(dq, dk, dv, None if without_ridge else dridge[:, None]),
+        *(None if write is None else dwrite, dforget, dmatrix, None if association is None else dassociation),
+        *(None, None, None, None),
     )
 
 
