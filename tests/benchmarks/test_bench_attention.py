@@ -78,10 +78,11 @@ def test_every_method_is_measured_at_every_shape_it_takes() -> None:
         assert {record.method for record in found if record.shape == SMALL} == names
         assert {record.method for record in found if record.shape == OTHER} == names - {NATIVE, FLA_CG}
         assert f"{SMALL}, {passes}" in said
-        assert f"{NATIVE} is left out at {OTHER}, {passes}: q: got D = 2, but the kernel must have more" in (
-            result.left_out
-        )
-        assert f"{FLA_CG} is left out at {OTHER}, {passes}: too much time or memory" in result.left_out
+    places = f"{OTHER} (forward); {OTHER} (forward+backward)"
+    assert result.omissions == [
+        f"{NATIVE} is left out at {places}: q: got D = 2, but the kernel must have more",
+        f"{FLA_CG} is left out at {places}: too much time or memory",
+    ]
     for record in result.records:
         assert 0 < record.low <= record.seconds <= record.high
         assert record.gflops > 0
@@ -95,7 +96,7 @@ def test_every_method_is_measured_at_every_shape_it_takes() -> None:
 @pytest.mark.usefixtures("everything")
 def test_every_claim_gets_its_number() -> None:
     result = bench.bench_attention(plan((SMALL,)), rounds=1, threads=1)
-    assert not result.left_out
+    assert not result.omissions
     claims = by_id(result)
     assert list(claims) == [*(ratio.claim.id for ratio in RATIO_CLAIMS), ERROR_CLAIM.id, MEMORY_CLAIM.id]
     for ratio in RATIO_CLAIMS:
@@ -119,7 +120,7 @@ def test_claims_that_cannot_be_measured_are_named(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(bench, "our_methods", lambda: (OURS[1:], ["mesa: native is left out: not built"]))
     result = bench.bench_attention(plan((SMALL,)), rounds=1, threads=1)
     assert list(by_id(result)) == ["bench.softmax_paper_size", "bench.linear_paper_size"]
-    assert result.left_out == [
+    assert result.omissions == [
         "mesa: native is left out: not built",
         *(f"bench.mesa_{name} is not measured: it needs {NATIVE} and {SDPA}" for name in ("paper_size", "512", "2048")),
         f"bench.conjugate_gradients is not measured: it needs {FLA_CG} and {NATIVE}",
@@ -217,6 +218,8 @@ def test_tables_show_ratios_first_and_the_fastest_on_top() -> None:
     for name, seconds, ratio in ((SDPA, 2e-2, 1.0), (NATIVE, 4e-3, 0.2), (FLA_CG, 0.5, 25.0)):
         for passes in BOTH_PASSES if name != FLA_CG else ("forward",):
             result.records.append(Record(name, shape, passes, seconds, seconds, seconds, 1, ratio, 40.0))
+    result.skip(FLA_CG, shape, "forward+backward", "too slow")
+    result.skip(FLA_CG, shape, "forward+backward", "too slow")
     result.errors, result.memory = {NATIVE: 3e-7}, {NATIVE: Memory(2**21, 2**20)}
     lines = shown(result)
     assert lines[0] == "16 heads, T = 512, D = 64"
@@ -228,7 +231,10 @@ def test_tables_show_ratios_first_and_the_fastest_on_top() -> None:
     assert "2 T D (16 D)" in text
     assert "mesa: native: relative error in float32 3.0e-07" in text
     assert "mesa: native: peak memory 2.00 times the size of q, k, v, o and their gradients (2 MiB)" in text
-    assert "something is left out: [brackets]" in text
+    assert lines[-2:] == [
+        "something is left out: [brackets]",
+        "mesa: fla-core CG-30 is left out at 16 heads, T = 512, D = 64 (forward+backward): too slow",
+    ]
 
 
 def test_tables_fit_where_there_is_no_terminal() -> None:

@@ -116,7 +116,7 @@ def _measure_times(
     claimed: Sequence[tuple[str, str]],
 ) -> None:
     """Every method against torch's softmax attention and, in both passes, the pairs that claims are about."""
-    runs = prepare_all(methods, shape, passes, result.left_out)
+    runs = _prepare_all(result, methods, shape, passes)
     pairs = [(name, SDPA) for name in runs if name != SDPA]
     if passes == "forward+backward":
         pairs += [pair for pair in claimed if set(pair) <= runs.keys()]
@@ -132,20 +132,20 @@ def _measure_times(
     result.records.append(Record.of(by_name[SDPA], shape, passes, softmax, 1.0))
 
 
-def prepare_all(
-    methods: Sequence[Method], shape: Shape, passes: Passes, left_out: list[str]
+def _prepare_all(
+    result: AttentionResult, methods: Sequence[Method], shape: Shape, passes: Passes
 ) -> dict[str, Callable[[], object]]:
-    """The runs of the methods that fit and take the shape, by name; a line in `left_out` for each other one."""
+    """The runs of the methods that fit and take the shape, by name; the others are noted as skipped."""
     operands, runs = draw_operands(shape), {}
     for method in methods:
         if not method.fits(shape, passes):
-            left_out.append(f"{method.name} is left out at {shape}, {passes}: too much time or memory")
+            result.skip(method.name, shape, passes, "too much time or memory")
             continue
         run = prepare(method, operands, passes)
         try:
             run()
         except InputError as error:
-            left_out.append(f"{method.name} is left out at {shape}, {passes}: {error}")
+            result.skip(method.name, shape, passes, str(error))
         else:
             runs[method.name] = run
     return runs
@@ -156,7 +156,7 @@ def _measure_scaling(result: AttentionResult, methods: Sequence[Method], shape: 
     by_name = {method.name: method for method in methods}
     mesa = next(method for method in methods if method.problem == "mesa")
     for passes in BOTH_PASSES:
-        runs = prepare_all((mesa, by_name[SDPA], by_name[LINEAR]), shape, passes, result.left_out)
+        runs = _prepare_all(result, (mesa, by_name[SDPA], by_name[LINEAR]), shape, passes)
         timed = dict(zip(runs, interleave(tuple(runs.values()), result.rounds, budget=_BUDGET), strict=True))
         for name, seconds in timed.items():
             ratio = median_ratio(seconds, timed[SDPA])
