@@ -4,8 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
-
+from mesascope.benchmarks.accuracy import relative_errors
 from mesascope.benchmarks.attention_claims import MEMORY_SHAPE, MIDDLE, RATIO_CLAIMS, RatioClaim, judge
 from mesascope.benchmarks.attention_result import AttentionResult, Comparisons, Record
 from mesascope.benchmarks.flops import matmul_gflops
@@ -15,7 +14,6 @@ from mesascope.benchmarks.ours import LINEAR, our_methods
 from mesascope.benchmarks.peers import SDPA, peer_methods
 from mesascope.benchmarks.timing import Seconds, interleave, median_ratio, torch_threads
 from mesascope.errors import InputError, require
-from mesascope.ops import mesa_attention_reference
 
 _BUDGET = 6.0
 """Seconds after which a comparison should be done: slow ones get fewer rounds."""
@@ -96,7 +94,7 @@ def bench_attention(
             say(f"time against length, {shape}")
             _measure_scaling(result, methods, shape)
         say("errors")
-        result.errors = measure_errors(methods, plan.error_shape)
+        result.errors = relative_errors(methods, plan.error_shape)
         for method in ours:
             if method.problem == "mesa" and method.fits(plan.memory_shape, "forward+backward") and can_measure_memory():
                 say(f"memory of {method.name}")
@@ -161,17 +159,3 @@ def _measure_scaling(result: AttentionResult, methods: Sequence[Method], shape: 
         for name, seconds in timed.items():
             ratio = median_ratio(seconds, timed[SDPA])
             result.scaling.append(Record.of(by_name[name], shape, passes, seconds, ratio))
-
-
-def measure_errors(methods: Sequence[Method], shape: Shape) -> dict[str, float]:
-    """Relative root-mean-square errors of the mesa methods in float32 against a float64 solve per step."""
-    operands = draw_operands(shape)
-    inputs = (operands.q, operands.k, operands.v, operands.ridge)
-    exact = mesa_attention_reference(*(operand.double() for operand in inputs))
-    errors = {}
-    for method in methods:
-        if method.problem == "mesa" and method.fits(shape, "forward"):
-            with torch.no_grad():
-                found = method.attend(*inputs)
-            errors[method.name] = float((found.double() - exact).norm() / exact.norm())
-    return errors
