@@ -1,29 +1,25 @@
 """The benchmark's structure: what is measured, which claims get a number, and what is written. No time is asserted."""
 
 import dataclasses
-import io
 import json
 import math
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from mesascope.benchmarks import attention as bench
+from mesascope.benchmarks.accuracy import solve_per_step
 from mesascope.benchmarks.attention_claims import ERROR_CLAIM, MEMORY_CLAIM, RATIO_CLAIMS, RatioClaim
-from mesascope.benchmarks.attention_figure import scaling_figure
-from mesascope.benchmarks.attention_result import AttentionResult, Record
+from mesascope.benchmarks.attention_result import AttentionResult
 from mesascope.benchmarks.memory import Memory
 from mesascope.benchmarks.methods import BOTH_PASSES, Method, Shape
 from mesascope.benchmarks.ours import LINEAR, NATIVE, SOFTMAX
 from mesascope.benchmarks.peers import FLA_CG, MASKED_PRODUCT, SDPA, peer_methods
-from mesascope.benchmarks.tables import print_attention
 from mesascope.claims import MeasuredClaim
 from mesascope.errors import InputError
-from mesascope.ops import linear_attention, mesa_attention_reference, softmax_attention
+from mesascope.ops import linear_attention, softmax_attention
 
 SMALL, OTHER = Shape(4, 6, 3), Shape(4, 5, 2)
 
@@ -31,11 +27,11 @@ SMALL, OTHER = Shape(4, 6, 3), Shape(4, 5, 2)
 def native(q: Tensor, k: Tensor, v: Tensor, ridge: Tensor) -> Tensor:
     if q.shape[-1] == OTHER.dim:
         raise InputError("q: got D = 2, but the kernel must have more")
-    return mesa_attention_reference(q, k, v, ridge)
+    return solve_per_step(q, k, v, ridge).to(q.dtype)
 
 
 def inexact(q: Tensor, k: Tensor, v: Tensor, ridge: Tensor) -> Tensor:
-    return 1.01 * mesa_attention_reference(q, k, v, ridge)
+    return 1.01 * solve_per_step(q, k, v, ridge).to(q.dtype)
 
 
 OURS = [
@@ -78,10 +74,11 @@ def test_every_method_is_measured_at_every_shape_it_takes() -> None:
         assert {record.method for record in found if record.shape == SMALL} == names
         assert {record.method for record in found if record.shape == OTHER} == names - {NATIVE, FLA_CG}
         assert f"{SMALL}, {passes}" in said
-        assert f"{NATIVE} is left out at {OTHER}, {passes}: q: got D = 2, but the kernel must have more" in (
-            result.left_out
-        )
-        assert f"{FLA_CG} is left out at {OTHER}, {passes}: too much time or memory" in result.left_out
+    places = f"{OTHER} (forward); {OTHER} (forward+backward)"
+    assert result.omissions == [
+        f"{NATIVE} is left out at {places}: q: got D = 2, but the kernel must have more",
+        f"{FLA_CG} is left out at {places}: too much time or memory",
+    ]
     for record in result.records:
         assert 0 < record.low <= record.seconds <= record.high
         assert record.gflops > 0
@@ -95,7 +92,7 @@ def test_every_method_is_measured_at_every_shape_it_takes() -> None:
 @pytest.mark.usefixtures("everything")
 def test_every_claim_gets_its_number() -> None:
     result = bench.bench_attention(plan((SMALL,)), rounds=1, threads=1)
-    assert not result.left_out
+    assert not result.omissions
     claims = by_id(result)
     assert list(claims) == [*(ratio.claim.id for ratio in RATIO_CLAIMS), ERROR_CLAIM.id, MEMORY_CLAIM.id]
     for ratio in RATIO_CLAIMS:
@@ -119,7 +116,7 @@ def test_claims_that_cannot_be_measured_are_named(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(bench, "our_methods", lambda: (OURS[1:], ["mesa: native is left out: not built"]))
     result = bench.bench_attention(plan((SMALL,)), rounds=1, threads=1)
     assert list(by_id(result)) == ["bench.softmax_paper_size", "bench.linear_paper_size"]
-    assert result.left_out == [
+    assert result.omissions == [
         "mesa: native is left out: not built",
         *(f"bench.mesa_{name} is not measured: it needs {NATIVE} and {SDPA}" for name in ("paper_size", "512", "2048")),
         f"bench.conjugate_gradients is not measured: it needs {FLA_CG} and {NATIVE}",
@@ -168,34 +165,6 @@ def test_what_is_written_reads_back() -> None:
     assert [claim["id"] for claim in stored["claims"]] == list(by_id(result))
 
 
-def record(name: str, problem: str, time: int, seconds: tuple[float, ...], passes: str) -> Record:
-    method = Method(problem, name, native)  # type: ignore[arg-type]
-    return Record.of(method, Shape(16, time, 64), passes, seconds, 0.5)  # type: ignore[arg-type]
-
-
-def test_figure_shows_time_per_token_and_its_spread() -> None:
-    result = AttentionResult(threads=2, rounds=5)
-    for passes in BOTH_PASSES:
-        for time in (64, 128):
-            result.scaling.append(record("native", "mesa", time, tuple(time * 1e-6 * n for n in range(1, 6)), passes))
-            result.scaling.append(record("torch SDPA", "softmax", time, (time**2 * 1e-6,), passes))
-    figure = scaling_figure(result, "speed")
-    assert figure.id == "speed"
-    assert [panel.title for panel in figure.panels] == ["Forward", "Forward and backward"]
-    for panel in figure.panels:
-        assert panel.log_x
-        assert panel.log_y
-        assert panel.y_limits == pytest.approx((2 / 1.2, 128 * 1.2))
-        assert "µs" in panel.y_label
-        mesa, softmax = panel.lines
-        assert (mesa.label, mesa.role, softmax.label, softmax.role) == ("mesa: native", "model", SDPA, "reference")
-        assert mesa.colour != softmax.colour
-        np.testing.assert_allclose([mesa.x, mesa.low, mesa.y, mesa.high], [[64, 128], [2, 2], [3, 3], [4, 4]])
-        np.testing.assert_allclose(softmax.y, [64, 128])
-    with pytest.raises(InputError, match=r"result\.scaling: got \[\], but it must be measured"):
-        scaling_figure(AttentionResult(1, 1), "speed")
-
-
 @pytest.mark.usefixtures("everything")
 def test_scaling_compares_three_methods() -> None:
     result = bench.bench_attention(plan(()), rounds=2, threads=1, scaling=True)
@@ -203,43 +172,6 @@ def test_scaling_compares_three_methods() -> None:
     assert found == {(name, time, p) for name in (NATIVE, SDPA, LINEAR) for time in (6, 12) for p in BOTH_PASSES}
     assert len(result.scaling) == len(found)
     assert all(record.rounds == 2 and math.isfinite(record.ratio) for record in result.scaling)
-
-
-def shown(result: AttentionResult) -> list[str]:
-    buffer = io.StringIO()
-    print_attention(result, Console(file=buffer, width=200))
-    return [line.rstrip() for line in buffer.getvalue().splitlines()]
-
-
-def test_tables_show_ratios_first_and_the_fastest_on_top() -> None:
-    result = AttentionResult(2, 1, peak_gflops=100.0, left_out=["something is left out: [brackets]"])
-    shape = Shape(16, 512, 64)
-    for name, seconds, ratio in ((SDPA, 2e-2, 1.0), (NATIVE, 4e-3, 0.2), (FLA_CG, 0.5, 25.0)):
-        for passes in BOTH_PASSES if name != FLA_CG else ("forward",):
-            result.records.append(Record(name, shape, passes, seconds, seconds, seconds, 1, ratio, 40.0))
-    result.errors, result.memory = {NATIVE: 3e-7}, {NATIVE: Memory(2**21, 2**20)}
-    lines = shown(result)
-    assert lines[0] == "16 heads, T = 512, D = 64"
-    rows = [line.split() for line in lines if line.startswith((" mesa: ", " softmax: "))]
-    assert rows[0] == ["mesa:", "native", "0.2", "0.2", "4", "4", "40", "40.0%"]
-    assert rows[1] == ["softmax:", "torch", "SDPA", "1", "1", "20", "20", "40", "40.0%"]
-    assert rows[2] == ["mesa:", "fla-core", "CG-30", "25", "500"]
-    text = "\n".join(lines)
-    assert "2 T D (16 D)" in text
-    assert "mesa: native: relative error in float32 3.0e-07" in text
-    assert "mesa: native: peak memory 2.00 times the size of q, k, v, o and their gradients (2 MiB)" in text
-    assert "something is left out: [brackets]" in text
-
-
-def test_tables_fit_where_there_is_no_terminal() -> None:
-    result = AttentionResult(2, 1, peak_gflops=100.0)
-    for passes in BOTH_PASSES:
-        seconds = 12.345678
-        worst = Record("mesa: torch batched Cholesky", SMALL, passes, seconds, seconds, seconds, 1, 1234.5, 0.012345)
-        result.records.append(worst)
-    (row,) = (line for line in shown(result) if line.startswith(" mesa: torch"))
-    assert row.split()[-6:] == ["1234", "1234", "12346", "12346", "0.0123", "0.0%"]
-    assert len(row) <= 80
 
 
 @pytest.mark.parametrize("argument", ["rounds", "threads"])

@@ -5,9 +5,10 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from mesascope.benchmarks.accuracy import solve_per_step
 from mesascope.benchmarks.flops import FORMULAS, flops, matmul_gflops
 from mesascope.benchmarks.methods import BOTH_PASSES, Passes, Problem, Shape
-from mesascope.ops import linear_attention, mesa_attention_reference, softmax_attention
+from mesascope.ops import linear_attention, softmax_attention
 
 T, D, RIDGE = 6, 3, 0.7
 PROBLEMS: tuple[Problem, ...] = ("softmax", "linear", "mesa")
@@ -123,7 +124,7 @@ def test_the_recurrences_are_the_layers(problem: Problem, generator: torch.Gener
         case "linear":
             out = linear_attention(*batched)
         case "mesa":
-            out = mesa_attention_reference(*batched, torch.tensor([RIDGE], dtype=torch.float64))
+            out = solve_per_step(*batched, torch.tensor([RIDGE], dtype=torch.float64))
     gradients = torch.autograd.grad(out, batched, g[None, :, None])
     for found, expected in zip(LITERAL[problem](q, k, v, g), (out, *gradients), strict=True):
         torch.testing.assert_close(found, expected[0, :, 0], rtol=1e-9, atol=1e-10)

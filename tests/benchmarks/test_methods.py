@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from mesascope.benchmarks import ours, peers
+from mesascope.benchmarks.accuracy import relative_errors, solve_per_step
 from mesascope.benchmarks.cholesky import cholesky_mesa_attention, with_cholesky
 from mesascope.benchmarks.methods import BOTH_PASSES, Method, Operands, Shape, draw_operands, prepare
 from mesascope.errors import InputError
 from mesascope.nn import Transformer
-from mesascope.ops import mesa_attention_reference
 from oracles import attention as oracle
 from training.tiny import HYBRID
 
@@ -24,7 +24,7 @@ def exact(problem: str, operands: Operands) -> Tensor:
     """The output in float64, by definition."""
     q, k, v, ridge = (operand.double() for operand in (operands.q, operands.k, operands.v, operands.ridge))
     if problem == "mesa":
-        return mesa_attention_reference(q, k, v, ridge)
+        return solve_per_step(q, k, v, ridge)
     weights = torch.einsum("bthd,bshd->bhts", q, k)
     future = torch.ones(weights.shape[-2:], dtype=torch.bool).triu(1)
     if problem == "softmax":
@@ -108,11 +108,29 @@ def test_the_peer_of_the_hybrid_step_is_the_same_model(generator: torch.Generato
         torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-9, atol=1e-10)
 
 
+def test_the_yardstick_of_errors_agrees_with_the_definition(generator: torch.Generator) -> None:
+    q, k, v = (torch.randn(2, 5, 3, 4, generator=generator, dtype=torch.float64) for _ in range(3))
+    ridge = torch.tensor([0.3, 1.0, 20.0], dtype=torch.float64)
+    expected = oracle.mesa_attention(q.numpy(), k.numpy(), v.numpy(), ridge.numpy())
+    torch.testing.assert_close(solve_per_step(q, k, v, ridge), torch.from_numpy(expected), rtol=1e-10, atol=1e-10)
+    assert solve_per_step(q.float(), k.float(), v.float(), ridge.float()).dtype == torch.float64
+
+
+def test_errors_are_relative() -> None:
+    methods = [
+        Method("mesa", "exact", solve_per_step),
+        Method("mesa", "one per cent off", lambda *operands: 1.01 * solve_per_step(*operands)),
+        Method("mesa", "too slow", lambda *operands: pytest.fail("does not fit"), lambda shape, passes: False),
+        Method("softmax", "other", lambda *operands: pytest.fail("another problem")),
+    ]
+    assert relative_errors(methods, SHAPE) == {"mesa: exact": 0.0, "mesa: one per cent off": pytest.approx(0.01)}
+
+
 def test_backends_that_are_missing_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     def attention(q: Tensor, k: Tensor, v: Tensor, ridge: Tensor, *, backend: str = "auto") -> Tensor:
         if backend == "native":
             raise InputError("backend: got 'native', but the kernels are not built")
-        return mesa_attention_reference(q, k, v, ridge)
+        return solve_per_step(q, k, v, ridge).float()
 
     monkeypatch.setattr(ours, "mesa_attention", attention)
     methods, left_out = ours.our_methods()
@@ -127,7 +145,7 @@ def test_backends_that_are_there_run(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def attention(q: Tensor, k: Tensor, v: Tensor, ridge: Tensor, *, backend: str = "auto") -> Tensor:
         called.append(backend)
-        return mesa_attention_reference(q, k, v, ridge)
+        return solve_per_step(q, k, v, ridge).float()
 
     monkeypatch.setattr(ours, "mesa_attention", attention)
     methods, left_out = ours.our_methods()

@@ -4,8 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
-
+from mesascope.benchmarks.accuracy import relative_errors
 from mesascope.benchmarks.attention_claims import MEMORY_SHAPE, MIDDLE, RATIO_CLAIMS, RatioClaim, judge
 from mesascope.benchmarks.attention_result import AttentionResult, Comparisons, Record
 from mesascope.benchmarks.flops import matmul_gflops
@@ -15,7 +14,6 @@ from mesascope.benchmarks.ours import LINEAR, our_methods
 from mesascope.benchmarks.peers import SDPA, peer_methods
 from mesascope.benchmarks.timing import Seconds, interleave, median_ratio, torch_threads
 from mesascope.errors import InputError, require
-from mesascope.ops import mesa_attention_reference
 
 _BUDGET = 6.0
 """Seconds after which a comparison should be done: slow ones get fewer rounds."""
@@ -96,7 +94,7 @@ def bench_attention(
             say(f"time against length, {shape}")
             _measure_scaling(result, methods, shape)
         say("errors")
-        result.errors = measure_errors(methods, plan.error_shape)
+        result.errors = relative_errors(methods, plan.error_shape)
         for method in ours:
             if method.problem == "mesa" and method.fits(plan.memory_shape, "forward+backward") and can_measure_memory():
                 say(f"memory of {method.name}")
@@ -116,7 +114,7 @@ def _measure_times(
     claimed: Sequence[tuple[str, str]],
 ) -> None:
     """Every method against torch's softmax attention and, in both passes, the pairs that claims are about."""
-    runs = prepare_all(methods, shape, passes, result.left_out)
+    runs = _prepare_all(result, methods, shape, passes)
     pairs = [(name, SDPA) for name in runs if name != SDPA]
     if passes == "forward+backward":
         pairs += [pair for pair in claimed if set(pair) <= runs.keys()]
@@ -132,20 +130,20 @@ def _measure_times(
     result.records.append(Record.of(by_name[SDPA], shape, passes, softmax, 1.0))
 
 
-def prepare_all(
-    methods: Sequence[Method], shape: Shape, passes: Passes, left_out: list[str]
+def _prepare_all(
+    result: AttentionResult, methods: Sequence[Method], shape: Shape, passes: Passes
 ) -> dict[str, Callable[[], object]]:
-    """The runs of the methods that fit and take the shape, by name; a line in `left_out` for each other one."""
+    """The runs of the methods that fit and take the shape, by name; the others are noted as skipped."""
     operands, runs = draw_operands(shape), {}
     for method in methods:
         if not method.fits(shape, passes):
-            left_out.append(f"{method.name} is left out at {shape}, {passes}: too much time or memory")
+            result.skip(method.name, shape, passes, "too much time or memory")
             continue
         run = prepare(method, operands, passes)
         try:
             run()
         except InputError as error:
-            left_out.append(f"{method.name} is left out at {shape}, {passes}: {error}")
+            result.skip(method.name, shape, passes, str(error))
         else:
             runs[method.name] = run
     return runs
@@ -156,22 +154,8 @@ def _measure_scaling(result: AttentionResult, methods: Sequence[Method], shape: 
     by_name = {method.name: method for method in methods}
     mesa = next(method for method in methods if method.problem == "mesa")
     for passes in BOTH_PASSES:
-        runs = prepare_all((mesa, by_name[SDPA], by_name[LINEAR]), shape, passes, result.left_out)
+        runs = _prepare_all(result, (mesa, by_name[SDPA], by_name[LINEAR]), shape, passes)
         timed = dict(zip(runs, interleave(tuple(runs.values()), result.rounds, budget=_BUDGET), strict=True))
         for name, seconds in timed.items():
             ratio = median_ratio(seconds, timed[SDPA])
             result.scaling.append(Record.of(by_name[name], shape, passes, seconds, ratio))
-
-
-def measure_errors(methods: Sequence[Method], shape: Shape) -> dict[str, float]:
-    """Relative root-mean-square errors of the mesa methods in float32 against a float64 solve per step."""
-    operands = draw_operands(shape)
-    inputs = (operands.q, operands.k, operands.v, operands.ridge)
-    exact = mesa_attention_reference(*(operand.double() for operand in inputs))
-    errors = {}
-    for method in methods:
-        if method.problem == "mesa" and method.fits(shape, "forward"):
-            with torch.no_grad():
-                found = method.attend(*inputs)
-            errors[method.name] = float((found.double() - exact).norm() / exact.norm())
-    return errors

@@ -65,6 +65,7 @@ class AttentionResult:
         memory: of a forward and backward pass, by name.
         claims: those whose methods are available.
         left_out: what was not measured, and why.
+        skipped: where a method was not measured, by its name and the reason.
         seconds: time of the benchmark.
     """
 
@@ -77,7 +78,21 @@ class AttentionResult:
     memory: dict[str, Memory] = field(default_factory=dict)
     claims: tuple[MeasuredClaim, ...] = ()
     left_out: list[str] = field(default_factory=list)
+    skipped: dict[tuple[str, str], list[str]] = field(default_factory=dict)
     seconds: float = 0.0
+
+    def skip(self, name: str, shape: Shape, passes: Passes, reason: str) -> None:
+        """Note that a method was not measured somewhere."""
+        places = self.skipped.setdefault((name, reason), [])
+        place = f"{shape} ({passes})"
+        if place not in places:
+            places.append(place)
+
+    @property
+    def omissions(self) -> list[str]:
+        """Everything that was not measured, in one line per reason."""
+        places = [f"{name} is left out at {'; '.join(at)}: {why}" for (name, why), at in self.skipped.items()]
+        return self.left_out + places
 
     def to_json(self) -> dict[str, Any]:
         """What `mesascope bench attention --json` writes."""
@@ -92,6 +107,6 @@ class AttentionResult:
             "scaling": [record.to_json() for record in self.scaling],
             "relative_errors": self.errors,
             "memory": {name: {**vars(memory), "ratio": memory.ratio} for name, memory in self.memory.items()},
-            "left_out": self.left_out,
+            "left_out": self.omissions,
             "claims": [claim.to_json() for claim in self.claims],
         }

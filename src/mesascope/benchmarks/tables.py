@@ -27,7 +27,7 @@ def print_attention(result: AttentionResult, console: Console) -> None:
     for name, memory in result.memory.items():
         size = f"{memory.ratio:.2f} times the size of q, k, v, o and their gradients ({memory.growth / 2**20:.0f} MiB)"
         _say(f"{name}: peak memory {size}", console)
-    for line in result.left_out:
+    for line in result.omissions:
         _say(line, console)
 
 
