@@ -182,4 +182,22 @@ inline void solve_transposed(View<const Element> factor, const Element* inverse_
   }
 }
 
+// X = U^-1 X in place for a factor of size Layout::chunk; X has as many rows.
+template <class Layout, class Element>
+inline void solve_upper(View<const Element> factor, const Element* inverse_diagonal, View<Element> x, Index columns) {
+  using Vector = typename Layout::Vector;
+  constexpr int size = Layout::chunk;
+  for (Index n = 0; n < columns; n += Layout::width) {
+    Vector solved[size];
+#pragma GCC unroll 16
+    for (int i = size - 1; i >= 0; --i) {
+      Vector value = load<Vector>(x.data + i * x.rows + n);
+#pragma GCC unroll 16
+      for (int j = i + 1; j < size; ++j) value -= factor.data[i * factor.rows + j] * solved[j];
+      solved[i] = value * inverse_diagonal[i];
+      store(x.data + i * x.rows + n, solved[i]);
+    }
+  }
+}
+
 }  // namespace MESASCOPE_ISA

@@ -252,7 +252,7 @@ struct MesaForward {
   using Element = typename Layout::Element;
   static constexpr Index chunk = Layout::chunk;
 
-  View<Element> q, k, v, o, key, solved, gains, gram, scores, inverse, past, scratch, scratch_gains;
+  View<Element> q, k, v, o, key, solved, gains, gram, scores, inverse, past, scratch;
   Gates<Layout> gates;
   TokenSolver<Layout> tokens;
   Element inverse_diagonal[chunk];
@@ -265,7 +265,7 @@ struct MesaForward {
     solved = space.matrix(chunk, size.dim), gains = space.matrix(chunk, size.dim);
     gram = space.matrix(chunk, chunk), scores = space.matrix(chunk, chunk);
     inverse = space.matrix(size.dim, size.dim), past = space.matrix(size.dim, size.dim_v);
-    scratch = space.matrix(size.dim, chunk), scratch_gains = space.matrix(size.dim, chunk);
+    scratch = space.matrix(size.dim, chunk);
     gates.allocate(space);
     tokens.allocate(space, size.dim);
     bytes = space.bytes();
@@ -296,28 +296,22 @@ struct MesaForward {
       load_rows(v, problem.v, group, start, n, dim_v);
       clear<Layout>(k, n, chunk);
       const bool last = start + n == time;
-      View<const Element> k_t{};
       if (problem.constant) {
         tokens.solve_chunk(solved, constant(q), constant(k), gates, n, dim);
       } else {
-        k_t = find_gains(n, dim);
-        const auto gains_t = transposed<Layout>(constant(gains), chunk, dim, scratch_gains);
-        solve_rows<Layout>(solved, constant(q), constant(inverse), constant(gains), gains_t, scores, n, dim);
+        solve_queries(n, dim);
         if (!last || problem.final_matrix != nullptr)
           update_inverse<Layout>(inverse, constant(gains), gates, n, dim);
       }
-      if (problem.solved.data != nullptr) {
-        scaled_rows<Layout>(q, constant(solved), n, dim, [this](Index t) { return gates.growth(t); });
-        store_rows(problem.solved, constant(q), group, start, n, dim);
-      }
       // now the effective keys of the linear part, write / m times k
-      if (gates.any) {
+      if (gates.any)
         scaled_rows<Layout>(k, constant(k), n, dim, [this](Index t) { return gates.factor(t); });
-        k_t = transposed<Layout>(constant(k), chunk, dim, scratch);
+      if (problem.constant) {
+        const auto solved_t = transposed<Layout>(constant(solved), chunk, dim, scratch);
+        product<Layout, Into::assign, Part::all, Part::upper>(scores, constant(k), solved_t, n, n, dim);
+        keep<Layout, Part::upper>(scores, n, chunk);
       }
-      product<Layout, Into::assign, Part::all, Part::lower>(scores, constant(solved), k_t, n, n, dim);
-      keep<Layout, Part::lower>(scores, n, chunk);
-      product<Layout, Into::assign, Part::lower>(o, constant(scores), constant(v), n, dim_v, n);
+      product<Layout, Into::assign, Part::lower>(o, constant(scores.transposed()), constant(v), n, dim_v, n);
       if (!empty) product<Layout, Into::add>(o, constant(solved), constant(past), n, dim_v, dim);
       store_rows(problem.o, constant(o), group, start, n, dim_v);
       if (last && problem.final_association == nullptr) break;
@@ -344,8 +338,25 @@ struct MesaForward {
               0, dim, dim_v);
   }
 
-  // Y of the chunk into `gains`; returns the transposed keys
-  View<const Element> find_gains(Index n, Index dim) {
+  // Y of the chunk, the rows H'_t^-1 q_t, and in `scores`, at [i, t], how they meet the effective keys i <= t.
+  //
+  // With s_t = Y q_t up to token t that is U^-1 s_t: solved for, it keeps the digits that subtracting
+  // (k R q - k Y^T s) loses where a small ridge makes R large.
+  void solve_queries(Index n, Index dim) {
+    find_gains(n, dim);
+    clear<Layout>(q, n, chunk);
+    const auto q_t = transposed<Layout>(constant(q), chunk, dim, scratch);
+    product<Layout, Into::assign, Part::all, Part::upper>(scores, constant(gains), q_t, n, n, dim);
+    clear<Layout>(scores, n, chunk);
+    keep<Layout, Part::upper>(scores, n, chunk);
+    product<Layout, Into::assign>(solved, constant(q), constant(inverse), n, dim, dim);
+    product<Layout, Into::subtract, Part::lower>(solved, constant(scores.transposed()), constant(gains), n, dim, n);
+    solve_upper<Layout>(constant(gram), inverse_diagonal, scores, n);
+    if (gates.any)
+      scaled_rows<Layout>(scores, constant(scores), n, n, [this](Index t) { return square_root<T>(gates.factor(t)); });
+  }
+
+  void find_gains(Index n, Index dim) {
     View<Element> keys = k;
     if (gates.any) {
       clear<Layout>(key, n, chunk);
@@ -359,7 +370,6 @@ struct MesaForward {
     for (Index i = 0; i < chunk; ++i) gram.data[i * gram.rows + i] += T(1);
     cholesky<Layout>(gram, chunk, Element{} + T(1), inverse_diagonal);
     solve_transposed<Layout>(constant(gram), inverse_diagonal, gains, dim);
-    return keys_t;
   }
 };
 

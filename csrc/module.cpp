@@ -172,10 +172,9 @@ template <class T>
 void mesa_forward(Array<const T, 4> q, Array<const T, 4> k, Array<const T, 4> v, Array<const T, 4> ridge,
                   Optional<const T, 3> write, Optional<const T, 3> log_forget, Optional<const T, 4> matrix,
                   Optional<const T, 4> association, bool constant, Array<T, 4> o, Array<T, 1> saved,
-                  Optional<T, 4> solved, Optional<T, 4> final_matrix, Optional<T, 4> final_association, int threads, const std::string& layout) {
+                  Optional<T, 4> final_matrix, Optional<T, 4> final_association, int threads, const std::string& layout) {
   MesaProblem<T> problem = mesa_problem<T>(q, k, v, ridge, write, log_forget, matrix, association, constant, saved);
   problem.o = operand<T>(o);
-  if (solved) problem.solved = operand<T>(*solved);
   problem.final_matrix = pointer(final_matrix), problem.final_association = pointer(final_association);
   const KernelSet<T>& set = kernels<T>(problem.size, layout);
   run(set.mesa_forward, set, problem, threads);
@@ -214,7 +213,7 @@ void define(nb::module_& module) {
   const auto none = nb::arg().none();
   // q, k, v, ridge, write, log_forget, matrix, association, constant, and then what is written
   module.def("mesa_forward", &mesa_forward<T>, nb::arg(), nb::arg(), nb::arg(), nb::arg(), none, none, none, none,
-             nb::arg(), nb::arg(), nb::arg(), none, none, none, nb::arg(), nb::arg());
+             nb::arg(), nb::arg(), nb::arg(), none, none, nb::arg(), nb::arg());
   module.def("mesa_backward", &mesa_backward<T>, nb::arg(), nb::arg(), nb::arg(), nb::arg(), none, none, none, none,
              nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), none, none, none, none,
              nb::arg(), nb::arg());

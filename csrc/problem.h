@@ -53,7 +53,6 @@ struct MesaProblem {
   const T* association = nullptr;     // G_0 [B, H, Dv, D], or absent
   Operand<T> o;
   T* saved = nullptr;                 // what backward needs: mesa_saved() numbers for each group of heads
-  Operand<T> solved;                  // H_t^-1 q_t [B, T, H, D], or absent
   T* final_matrix = nullptr;          // H_T^-1, or C_T if constant; or absent
   T* final_association = nullptr;     // G_T, or absent
   Operand<const T> g;

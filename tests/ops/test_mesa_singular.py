@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mesascope.errors import InputError
-from mesascope.ops import MesaState, mesa_attention, mesa_attention_map
+from mesascope.ops import MesaState, mesa_attention, mesa_attention_map, native_available
 
 X = torch.ones(2, 4, 3, 5)
 RIDGE = torch.ones(3)
@@ -21,12 +21,19 @@ def map_of(q: Tensor, k: Tensor, v: Tensor, ridge: Tensor, **gates: Any) -> Tens
 
 def test_a_ridge_lost_in_rounding_is_an_error_with_advice() -> None:
     keys = 1e3 * X
-    for attend in (mesa_attention, map_of):
+    for attend in (partial(mesa_attention, backend="chunked"), map_of):
         with pytest.raises(
             InputError, match=r"ridge: the smallest is 1e-06, too small .* use a larger ridge, .* float64"
         ):
             attend(keys, keys, X, 1e-6 * RIDGE)
     assert bool(mesa_attention(keys.double(), keys.double(), X.double(), RIDGE.double()).isfinite().all())
+
+
+@pytest.mark.skipif(not native_available(), reason="computed in float64 by compiled kernels only")
+def test_native_solves_in_float64_what_float32_cannot() -> None:
+    keys = 1e3 * X
+    found = mesa_attention(keys, keys, X, 1e-6 * RIDGE, backend="native")
+    torch.testing.assert_close(found, mesa_attention(keys, keys, X, 1e-6 * RIDGE, backend="reference"))
 
 
 def test_a_step_whose_ridge_is_lost_in_rounding_is_an_error() -> None:

@@ -4,6 +4,7 @@ One pass over the tokens forward, two backward (arXiv 2309.05858, eqs. 4-20 and 
 pass are numbers of twice the size of k. Under torch.compile it is two opaque calls; vmap does not map it.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,8 +12,9 @@ from torch import Tensor
 
 from mesascope.errors import InputError
 from mesascope.ops.kernels import computable, kernel_module, native_kernels
+from mesascope.ops.mesa import chunked
 from mesascope.ops.mesa.gated import remaining_at_end
-from mesascope.ops.mesa.problem import LARGEST_RESIDUAL, Problem, Regularizer
+from mesascope.ops.mesa.problem import LARGEST_RESIDUAL, Regularizer
 from mesascope.ops.mesa.state import MesaState
 
 _LAYOUT = "auto"
@@ -34,25 +36,51 @@ def supports(
     state: MesaState | None,
     return_state: bool,
 ) -> bool:
-    """Whether the kernels are the first choice: operands on the CPU, and by an upper bound not ill conditioned.
-
-    What may be ill conditioned is better left to the chunked form, which verifies and refines its solutions.
-    """
-    return computable(q, k) and v.device == k.device and _bounded(k, ridge, log_forget, write, regularizer, state)
+    """Whether the kernels compute this case: operands on the CPU."""
+    return computable(q, k) and v.device == k.device
 
 
 @torch.no_grad()
-def _bounded(
+def _usable(state: MesaState) -> bool:
+    """Whether an inverse is still positive definite; the chunked form says what is wrong with one that is not."""
+    return state.regularizer == "constant" or not bool(torch.linalg.cholesky_ex(state.matrix)[1].any())
+
+
+_LARGEST_GAIN = {torch.float32: 32.0, torch.float64: 1e5}
+"""|k|^2 write / ridge of one token, with which the first inverses and their rounding grow, up to which each dtype keeps
+its promise. In float32 the gradient of the keys had an error of 1.7e-4 at 100 and below 1e-5 at 10."""
+
+
+@dataclass(frozen=True)
+class _Conditioning:
+    """Upper bounds for all heads and tokens.
+
+    Attributes:
+        condition: of the condition number of H_t.
+        gain: of k_t^T H_0^-1 k_t, of one token.
+    """
+
+    condition: float
+    gain: float
+
+    def allow(self, dtype: torch.dtype) -> bool:
+        """Whether the kernels are accurate in this dtype, so that no solution needs to be verified."""
+        solvable = self.condition * torch.finfo(dtype).eps <= LARGEST_RESIDUAL
+        return solvable and self.gain <= _LARGEST_GAIN[dtype]
+
+
+@torch.no_grad()
+def _conditioning(
     k: Tensor,
     ridge: Tensor,
     log_forget: Tensor | None,
     write: Tensor | None,
     regularizer: Regularizer,
     state: MesaState | None,
-) -> bool:
-    """Whether an upper bound of the condition numbers of all H_t leaves enough digits."""
-    keys = k if write is None else k * write.sqrt()[..., None]
-    energy = torch.linalg.vector_norm(keys, dim=(1, 3)).square()
+) -> _Conditioning:
+    squares = torch.linalg.vector_norm(k, dim=-1).square()
+    if write is not None:
+        squares = squares * write
     largest, smallest = ridge.amax(-1), ridge.amin(-1)
     if state is not None:
         spread = state.matrix.diagonal(dim1=-2, dim2=-1)
@@ -62,7 +90,8 @@ def _bounded(
             largest, smallest = 1 / spread.amin(-1), 1 / spread.amax(-1)
     if log_forget is not None and regularizer == "initial":
         smallest = smallest * log_forget.sum(1).exp()
-    return bool(((largest + energy) * torch.finfo(k.dtype).eps <= LARGEST_RESIDUAL * smallest).all())
+    condition, gain = (largest + squares.sum(1)) / smallest, squares.amax(1) / smallest
+    return _Conditioning(float(condition.max()), float(gain.max()))
 
 
 def attend(
@@ -78,12 +107,22 @@ def attend(
 ) -> tuple[Tensor, MesaState | None]:
     """Mesa attention of checked operands; see `Attend`.
 
+    Where bounds that are cheap to tell say that float32 could lose too many digits it is computed in float64, and where
+    float64 could by the chunked form, which verifies its solutions and refines them.
+
     Raises:
-        InputError: the operands are not on the CPU, or the solution fails its verification, which is made where the
-            problem may be ill conditioned.
+        InputError: the operands are not on the CPU, or the problem is singular in float64.
     """
     if not computable(q, k):
         raise InputError(f"backend: got 'native', but the kernels compute on the CPU and q is on {q.device}")
+    bounds = _conditioning(k, ridge, log_forget, write, regularizer, state)
+    # the gradient of a state takes two products with its inverse
+    tracked_state = torch.is_grad_enabled() and state is not None and state.matrix.requires_grad
+    if state is not None and not _usable(state):
+        return chunked.attend(q, k, v, ridge, log_forget, write, regularizer, state, return_state)
+    if not bounds.allow(k.dtype) or (k.dtype == torch.float32 and tracked_state):
+        case = (q, k, v, ridge, log_forget, write, regularizer, state, return_state)
+        return _in_double(*case) if k.dtype == torch.float32 else chunked.attend(*case)
     matrix = association = None
     if state is not None:
         matrix, association = (state.matrix + state.matrix.mT) / 2, state.association
@@ -94,10 +133,7 @@ def attend(
         start = torch.linalg.inv(matrix.double() + torch.diag_embed(ridge.double())).to(k.dtype)
     operands = (q, k, v, ridge[:, None], write, log_forget, start, association)
     tracked = torch.is_grad_enabled() and any(operand is not None and operand.requires_grad for operand in operands)
-    verified = not _bounded(k, ridge, log_forget, write, regularizer, state)
-    o, _, solved, final_matrix, final_association = _forward(*operands, constant, tracked, verified, return_state)
-    if verified:
-        _verify(q, solved, k, ridge, log_forget, write, regularizer, matrix)
+    o, _, final_matrix, final_association = _forward(*operands, constant, tracked, return_state)
     if not return_state:
         return o, None
     if tracked or regularizer == "constant":
@@ -105,25 +141,23 @@ def attend(
     return o, MesaState(regularizer, final_matrix, final_association)
 
 
-@torch.no_grad()
-def _verify(
+def _in_double(
     q: Tensor,
-    solved: Tensor,
     k: Tensor,
+    v: Tensor,
     ridge: Tensor,
     log_forget: Tensor | None,
     write: Tensor | None,
     regularizer: Regularizer,
-    matrix: Tensor | None,
-) -> None:
-    """Raise an error unless H_t times the solutions gives the queries back."""
-    x, y, keys = (operand.transpose(1, 2) for operand in (q, solved, k))
-    forget, strength = (None if gate is None else gate.transpose(1, 2) for gate in (log_forget, write))
-    if matrix is not None and regularizer == "initial":
-        # the state holds the ridge, as part of H_0^-1
-        matrix, ridge = torch.linalg.inv(matrix.double()).to(k.dtype), torch.zeros_like(ridge)
-    problem = Problem(keys, strength, forget, ridge, matrix, regularizer)
-    problem.verify(problem.residual(x, y)[1])
+    state: MesaState | None,
+    return_state: bool,
+) -> tuple[Tensor, MesaState | None]:
+    """The same in float64, given back in float32."""
+    forget, strength = (None if gate is None else gate.double() for gate in (log_forget, write))
+    start = None if state is None else state.to(dtype=torch.float64)
+    q64, k64, v64, ridge64 = (operand.double() for operand in (q, k, v, ridge))
+    o, final = attend(q64, k64, v64, ridge64, forget, strength, regularizer, start, return_state)
+    return o.to(q.dtype), None if final is None else final.to(dtype=q.dtype)
 
 
 def _final_state(
@@ -172,10 +206,9 @@ def _forward(
     association: Tensor | None,
     constant: bool,
     save: bool,
-    solve: bool,
     final: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """o, what the backward pass needs, H_t^-1 q_t, the final matrix and G_T; empty what is not asked for.
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """o, what the backward pass needs, the final matrix and G_T; empty what is not asked for.
 
     `matrix` is H_0^-1, or C_0 if `constant`.
     """
@@ -185,11 +218,10 @@ def _forward(
     saved = k.new_empty(saved_size(batch, time, heads, d, d_v, _LAYOUT) if save else 0)
     states = (k.new_empty(batch, heads, d, d), k.new_empty(batch, heads, d_v, d)) if final else (None, None)
     o = torch.empty(v.shape, dtype=v.dtype)
-    solved = k.new_empty(k.shape) if solve else None
     start = (_contiguous(matrix), _contiguous(association), constant)
     threads = torch.get_num_threads()
-    kernels.mesa_forward(q, k, v, ridge, write, log_forget, *start, o, saved, solved, *states, threads, _LAYOUT)
-    return o, saved, _given(solved, k), _given(states[0], k), _given(states[1], k)
+    kernels.mesa_forward(q, k, v, ridge, write, log_forget, *start, o, saved, *states, threads, _LAYOUT)
+    return o, saved, _given(states[0], k), _given(states[1], k)
 
 
 @torch.library.custom_op("mesascope::mesa_attention_backward", mutates_args=(), device_types="cpu")
@@ -242,14 +274,12 @@ def _(
     association: Tensor | None,
     constant: bool,
     save: bool,
-    solve: bool,
     final: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     (batch, _, heads, d), d_v = k.shape, v.shape[-1]
     saved = k.new_empty(torch.library.get_ctx().new_dynamic_size() if save else 0)
     states = ((batch, heads, d, d), (batch, heads, d_v, d)) if final else ((0,), (0,))
-    solved = k.new_empty(k.shape if solve else 0)
-    return v.new_empty(v.shape), saved, solved, k.new_empty(states[0]), k.new_empty(states[1])
+    return v.new_empty(v.shape), saved, k.new_empty(states[0]), k.new_empty(states[1])
 
 
 @_backward.register_fake
@@ -281,7 +311,7 @@ def _(
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.constant, _, _, _ = inputs
+    *tensors, ctx.constant, _, _ = inputs
     o, saved, *_ = output
     ctx.mark_non_differentiable(*output[1:])
     ctx.save_for_backward(*tensors, saved, o)
@@ -310,7 +340,7 @@ def _gradients(ctx: Any, g: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     return (
         *(dq, dk, dv, None if without_ridge else dridge[:, None]),
         *(None if write is None else dwrite, dforget, dmatrix, None if association is None else dassociation),
-        *(None, None, None, None),
+        *(None, None, None),
     )
 
 
