@@ -123,7 +123,7 @@ def test_without_normalisation_the_scale_of_keys_matters(kind: str) -> None:
 
 @pytest.mark.parametrize("initial", [1e-6, 0.3, 1.0, 30.0, 1e3, 1e6])
 def test_the_initial_ridge_is_the_one_asked_for(initial: float) -> None:
-    ridge = MesaAttention(4, 2, 2, initial_ridge=initial).ridge
+    ridge = MesaAttention(4, 2, 2, Mesa(initial)).ridge
     assert ridge.tolist() == pytest.approx([initial, initial], rel=1e-5)
     assert bool((ridge > 0).all())
 
