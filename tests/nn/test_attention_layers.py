@@ -70,7 +70,8 @@ def test_heads_add_up_and_own_contiguous_rows(kind: str) -> None:
 def test_pattern_mixes_the_values_into_the_output(kind: str) -> None:
     attention, x = layer(kind), inputs()
     q, k, v = attention.project(x)
-    mixed = torch.einsum("bhij,bjhd->bihd", attention.pattern(q, k), v)
+    assert torch.equal(attention.attention_map(x), attention.pattern(q, k))
+    mixed = torch.einsum("bhij,bjhd->bihd", attention.attention_map(x), v)
     torch.testing.assert_close(mixed.flatten(-2) @ attention.P.T, attention(x), rtol=1e-11, atol=1e-12)
 
 
@@ -136,5 +137,7 @@ def test_the_ridge_is_learned_per_head() -> None:
     assert bool((gradient != 0).all())
 
 
-def test_linear_attention_has_no_ridge() -> None:
-    assert {name for name, _ in LinearAttention(4, 2, 2).named_parameters()} == {"W_Q", "W_K", "W_V", "P"}
+def test_names_of_parameters() -> None:
+    """Those of stored weights, in the order in which their initial values are drawn."""
+    assert [name for name, _ in LinearAttention(4, 2, 2).named_parameters()] == ["W_Q", "W_K", "W_V", "P"]
+    assert [name for name, _ in MesaAttention(4, 2, 2).named_parameters()] == ["W_Q", "W_K", "W_V", "P", "raw_ridge"]

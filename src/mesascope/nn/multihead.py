@@ -8,6 +8,7 @@ from mesascope.errors import InputError, require
 from mesascope.nn.config import Mesa
 from mesascope.nn.features import UnitNorm
 from mesascope.nn.regression import MesaRegression
+from mesascope.ops.mesa.checks import tracing
 
 
 class MesaMultiheadAttention(MesaRegression):
@@ -108,17 +109,14 @@ class MesaMultiheadAttention(MesaRegression):
             averaged, without B as the query; None unless `need_weights`.
 
         Raises:
-            InputError: an argument asks for what a mesa layer cannot do, or has a wrong shape.
+            InputError: an argument asks for what a mesa layer cannot do, or has a wrong shape. Under torch.compile and
+                vmap the values of masks are unknown and taken for granted.
         """
         batched = query.dim() == 3
-        padding = _padding(key_padding_mask)
         query, key, value = self._batch_first(query, key, value)
-        if not batched and padding is not None:
-            padding = padding[None]
         batch, time, _ = query.shape
         _require_causal(attn_mask, is_causal, batch * self.num_heads, time)
-        if padding is not None:
-            require(padding.shape == (batch, time), "key_padding_mask", tuple(padding.shape), "of shape [B, T] or [T]")
+        padding = None if key_padding_mask is None else _padding(key_padding_mask, (batch, time), batched)
         weights = self.in_proj_weight.chunk(3)
         biases = (None, None, None) if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
         projected = tuple(
@@ -155,14 +153,17 @@ class MesaMultiheadAttention(MesaRegression):
         return query.transpose(0, 1), key.transpose(0, 1), value.transpose(0, 1)
 
 
-def _padding(mask: Tensor | None) -> Tensor | None:
-    """`key_padding_mask` as booleans."""
-    if mask is None or mask.dtype == torch.bool:
-        return mask
-    hidden = mask == -torch.inf
-    known = bool((hidden | (mask == 0)).all())
-    require(known, "key_padding_mask", "other values", "boolean, or 0 and -inf: a mesa layer has no logits to add to")
-    return hidden
+def _padding(mask: Tensor, shape: tuple[int, int], batched: bool) -> Tensor:
+    """`key_padding_mask` as booleans, `[B, T]`."""
+    allowed = f"of shape [B, T] = {shape}" if batched else f"of shape [T] = {shape[1:]}"
+    require(tuple(mask.shape) == (shape if batched else shape[1:]), "key_padding_mask", tuple(mask.shape), allowed)
+    if mask.dtype != torch.bool:
+        hidden = mask == -torch.inf
+        allowed = "boolean, or 0 and -inf: a mesa layer has no logits to add to"
+        known = tracing() or bool((hidden | (mask == 0)).all())
+        require(known, "key_padding_mask", "other values", allowed)
+        mask = hidden
+    return mask.reshape(shape)
 
 
 def _require_causal(mask: Tensor | None, is_causal: bool, rows: int, time: int) -> None:
@@ -177,4 +178,4 @@ def _require_causal(mask: Tensor | None, is_causal: bool, rows: int, time: int) 
     else:
         causal = mask == torch.zeros_like(mask).masked_fill(later, -torch.inf)
     allowed = "the causal one: True or -inf above the diagonal and False or 0 elsewhere"
-    require(bool(causal.all()), "attn_mask", "another mask", allowed)
+    require(tracing() or bool(causal.all()), "attn_mask", "another mask", allowed)

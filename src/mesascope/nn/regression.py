@@ -60,7 +60,7 @@ class RegressionInputs:
 
 
 class MesaRegression(nn.Module):
-    """Base of the mesa layers, next to which they have projections. They call `_add_regression` once.
+    """Base of the mesa layers, which add the projections. Their constructors call `_add_regression` once.
 
     Attributes:
         raw_ridge: free parameter of the ridges, `[H]`, or `[H, D]` with one ridge per coordinate.
@@ -101,7 +101,7 @@ class MesaRegression(nn.Module):
     def ridge(self) -> Float[Tensor, " heads"] | Float[Tensor, "heads d"]:
         """smallest_ridge + softplus(raw_ridge), at least in float32; greater than 0 whatever `raw_ridge` is."""
         raw = self.raw_ridge.to(torch.promote_types(self.raw_ridge.dtype, torch.float32))
-        # softplus underflows to 0 near -100; every ridge of which 1e-30 is no part keeps its bits
+        # softplus underflows to 0 near -100; ridges above 1e-30 keep their bits
         return nn.functional.softplus(raw) + max(self.smallest_ridge, torch.finfo(raw.dtype).tiny)
 
     def initial_state(self, batch: int) -> MesaLayerState:
