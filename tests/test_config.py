@@ -12,7 +12,19 @@ from hypothesis import strategies as st
 from mesascope import tasks
 from mesascope.config import config_hash, from_json, to_json
 from mesascope.errors import InputError
-from mesascope.nn import Linear, Mesa, Softmax, TransformerConfig, architectures
+from mesascope.nn import (
+    DPFP,
+    ForgetGate,
+    Linear,
+    Mesa,
+    MixedKey,
+    PreviousKey,
+    Softmax,
+    TransformerConfig,
+    UnitNorm,
+    WriteGate,
+    architectures,
+)
 from mesascope.training.config import ClipGradNorm, ClipGradValue, ConstantRate, TrainingConfig, WarmupCosine
 from mesascope.training.presets import paper_trainings
 
@@ -72,7 +84,19 @@ def test_every_object_carries_its_type() -> None:
     assert stored["betas"] == [0.9, 0.999]
 
 
-kinds = st.one_of(st.just(Softmax()), st.just(Linear()), st.floats(1e-6, 1e6).map(Mesa))
+mesas = st.fixed_dictionaries(
+    {"initial_ridge": st.floats(1e-6, 1e6)},
+    optional={
+        "ridge_per": st.sampled_from(["head", "coordinate"]),
+        "smallest_ridge": st.floats(0, 1e-7),
+        "features": st.sampled_from([(), (UnitNorm(),), (DPFP(2), UnitNorm()), (DPFP(),)]),
+        "key_shift": st.none() | st.just(PreviousKey()) | st.floats(0.1, 0.9).map(MixedKey),
+        "forget": st.none() | st.floats(0.1, 0.9).map(ForgetGate),
+        "write": st.none() | st.floats(0.1, 9).map(WriteGate),
+        "regularizer": st.sampled_from([None, "initial", "constant"]),
+    },
+)
+kinds = st.one_of(st.just(Softmax()), st.just(Linear()), mesas)
 schedules = st.one_of(
     st.floats(1e-9, 1.0).map(ConstantRate),
     st.builds(WarmupCosine, st.floats(1e-4, 1.0), st.integers(0, 10), st.integers(11, 100), st.floats(0, 1e-5)),
@@ -96,7 +120,8 @@ parts = st.fixed_dictionaries(
 
 def assembled(parts: dict[str, Any]) -> TrainingConfig:
     task = dataclasses.replace(TINY.task, noise_std=parts["noise_std"])
-    model = dataclasses.replace(TINY.model, attention=parts["attention"])
+    kinds = tuple(Mesa(**kind) if isinstance(kind, dict) else kind for kind in parts["attention"])
+    model = dataclasses.replace(TINY.model, attention=kinds)
     rest = {name: value for name, value in parts.items() if name not in ("noise_std", "attention")}
     return dataclasses.replace(TINY, task=task, model=model, **rest)
 
@@ -112,6 +137,70 @@ def test_hash_is_stable() -> None:
     """A hash names run folders on disk: when this test fails, stored runs lose their configuration."""
     assert config_hash(TINY) == "58c5d2b8f26b"
     assert config_hash(paper_trainings()["lin-1"]) == "cc1d6e0b282f"
+
+
+EVERY_OPTION = Mesa(
+    2.0,
+    ridge_per="coordinate",
+    smallest_ridge=0.25,
+    features=(DPFP(2), UnitNorm()),
+    key_shift=MixedKey(0.7),
+    forget=ForgetGate(0.9),
+    write=WriteGate(2.0),
+    regularizer="initial",
+)
+
+
+def test_fields_that_came_later_leave_stored_files_as_they_are() -> None:
+    """Where they say nothing new they are not stored, and a file without them means what it always did."""
+    assert to_json(Mesa(0.5)) == {"type": "Mesa", "initial_ridge": 0.5}
+    assert from_json(Mesa, {"type": "Mesa", "initial_ridge": 0.5}) == Mesa(0.5)
+    assert to_json(Mesa(0.5, forget=ForgetGate())) == {
+        "type": "Mesa",
+        "initial_ridge": 0.5,
+        "forget": {"type": "ForgetGate", "initial": 0.99},
+    }
+    spelt_out = {**to_json(EVERY_OPTION), "smallest_ridge": 0, "features": [], "key_shift": None, "regularizer": None}
+    read = from_json(Mesa, spelt_out)
+    assert read == dataclasses.replace(EVERY_OPTION, smallest_ridge=0.0, features=(), key_shift=None, regularizer=None)
+    assert config_hash(Mesa(0.5, smallest_ridge=0)) == config_hash(Mesa(0.5))
+    with pytest.raises(InputError, match=r"^config\.initial_ridge: field of Mesa is missing"):
+        from_json(Mesa, {"type": "Mesa", "write": None})
+
+
+def test_every_option_of_a_mesa_layer_is_stored_and_named() -> None:
+    stored = to_json(EVERY_OPTION)
+    assert list(stored) == ["type", *(field.name for field in dataclasses.fields(Mesa))]
+    assert through_text(EVERY_OPTION) == EVERY_OPTION
+    hashes = {
+        config_hash(dataclasses.replace(Mesa(2.0), **{name: getattr(EVERY_OPTION, name)})) for name in list(stored)[1:]
+    }
+    assert len(hashes) == len(stored) - 1
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("ridge_per", "row", "config.ridge_per: got 'row', but it must be one of 'head', 'coordinate'"),
+        ("smallest_ridge", -1.0, "config.smallest_ridge: got -1.0, but it must be at least 0"),
+        ("smallest_ridge", 2.0, "config.initial_ridge: got 2.0, but it must be greater than 2"),
+        ("features", [{"type": "Fourier"}], "config.features[0].type: got 'Fourier'; known: DPFP, UnitNorm"),
+        ("features", [{"type": "DPFP", "nu": 0}], "config.features[0].nu: got 0, but it must be at least 1"),
+        (
+            "key_shift",
+            {"type": "MixedKey", "initial": 1.0},
+            "config.key_shift.initial: got 1.0, but it must be between",
+        ),
+        ("forget", {"type": "ForgetGate", "initial": 0.0}, "config.forget.initial: got 0.0, but it must be between 0"),
+        ("write", {"type": "WriteGate", "largest": 0.0}, "config.write.largest: got 0.0, but it must be greater than"),
+        ("regularizer", "none", "config.regularizer: got 'none', but it must be one of 'initial', 'constant'"),
+        ("ridges", 1, "config.ridges: no such field in Mesa; did you mean 'ridge_per'?"),
+    ],
+)
+def test_what_is_wrong_with_a_mesa_layer_is_named(field: str, value: Any, message: str) -> None:
+    with pytest.raises(InputError) as error:
+        from_json(Mesa, {**to_json(EVERY_OPTION), field: value})
+    assert message in str(error.value)
 
 
 def test_equal_configurations_have_equal_hashes() -> None:

@@ -2,7 +2,8 @@
 
 The JSON of a configuration is what a run stores, and its hash names the run. Every object carries its class name under
 `"type"`, so a union of dataclasses is read back as the right one. Unknown and missing fields are errors that name the
-field: a default that changes later must not silently change the meaning of a stored file.
+field: a default that changes later must not silently change the meaning of a stored file. Fields that a class gained
+after files were stored are made with `added`, and leave those files and their hashes as they are.
 """
 
 import dataclasses
@@ -16,16 +17,30 @@ from typing import Any, Literal, TypeVar, Union
 from mesascope.errors import InputError, suggest
 
 Config = TypeVar("Config")
+Value = TypeVar("Value")
 
 SCHEMA = 1
 """Version of the stored form. It changes when old files can no longer be read as they are."""
+
+_ABSENT = "absent"
+
+
+def added(absent: Value) -> Value:
+    """A dataclass field that came after files were stored. It is left out of the JSON, and so of the hash, where it has
+    the value `absent`, which is also its default: what those files mean by not naming it, and must go on to mean.
+    """
+    field: Value = dataclasses.field(default=absent, metadata={_ABSENT: absent})
+    return field
 
 
 def to_json(config: Any) -> Any:
     """A configuration as plain JSON values; dataclasses become objects with their class name under `"type"`."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        fields = {field.name: to_json(getattr(config, field.name)) for field in dataclasses.fields(config)}
-        return {"type": type(config).__name__, **fields}
+        values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+        for field in dataclasses.fields(config):
+            if _ABSENT in field.metadata and values[field.name] == field.metadata[_ABSENT]:
+                del values[field.name]
+        return {"type": type(config).__name__, **{name: to_json(value) for name, value in values.items()}}
     if isinstance(config, (tuple, list)):
         return [to_json(item) for item in config]
     if isinstance(config, dict):
@@ -115,14 +130,18 @@ def _read_dataclass(expected: Any, data: Any, where: str) -> Any:
     if data.get("type", expected.__name__) != expected.__name__:
         raise InputError(f"{where}.type: got {data['type']!r}, but it must be {expected.__name__!r}")
     hints = typing.get_type_hints(expected)
-    names = [field.name for field in dataclasses.fields(expected)]
+    fields = {field.name: field for field in dataclasses.fields(expected)}
     for name in data:
-        if name != "type" and name not in names:
-            raise InputError(f"{where}.{name}: no such field in {expected.__name__}; {suggest(name, names)}")
-    for name in names:
-        if name not in data:
+        if name != "type" and name not in fields:
+            raise InputError(f"{where}.{name}: no such field in {expected.__name__}; {suggest(name, fields)}")
+    values = {}
+    for name, field in fields.items():
+        if name in data:
+            values[name] = _read(hints[name], data[name], f"{where}.{name}")
+        elif _ABSENT in field.metadata:
+            values[name] = field.metadata[_ABSENT]
+        else:
             raise InputError(f"{where}.{name}: field of {expected.__name__} is missing")
-    values = {name: _read(hints[name], data[name], f"{where}.{name}") for name in names}
     try:
         return expected(**values)
     except InputError as error:

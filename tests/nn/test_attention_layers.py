@@ -70,7 +70,8 @@ def test_heads_add_up_and_own_contiguous_rows(kind: str) -> None:
 def test_pattern_mixes_the_values_into_the_output(kind: str) -> None:
     attention, x = layer(kind), inputs()
     q, k, v = attention.project(x)
-    mixed = torch.einsum("bhij,bjhd->bihd", attention.pattern(q, k), v)
+    assert torch.equal(attention.attention_map(x), attention.pattern(q, k))
+    mixed = torch.einsum("bhij,bjhd->bihd", attention.attention_map(x), v)
     torch.testing.assert_close(mixed.flatten(-2) @ attention.P.T, attention(x), rtol=1e-11, atol=1e-12)
 
 
@@ -123,7 +124,7 @@ def test_without_normalisation_the_scale_of_keys_matters(kind: str) -> None:
 
 @pytest.mark.parametrize("initial", [1e-6, 0.3, 1.0, 30.0, 1e3, 1e6])
 def test_the_initial_ridge_is_the_one_asked_for(initial: float) -> None:
-    ridge = MesaAttention(4, 2, 2, initial_ridge=initial).ridge
+    ridge = MesaAttention(4, 2, 2, Mesa(initial)).ridge
     assert ridge.tolist() == pytest.approx([initial, initial], rel=1e-5)
     assert bool((ridge > 0).all())
 
@@ -136,5 +137,7 @@ def test_the_ridge_is_learned_per_head() -> None:
     assert bool((gradient != 0).all())
 
 
-def test_linear_attention_has_no_ridge() -> None:
-    assert {name for name, _ in LinearAttention(4, 2, 2).named_parameters()} == {"W_Q", "W_K", "W_V", "P"}
+def test_names_of_parameters() -> None:
+    """Those of stored weights, in the order in which their initial values are drawn."""
+    assert [name for name, _ in LinearAttention(4, 2, 2).named_parameters()] == ["W_Q", "W_K", "W_V", "P"]
+    assert [name for name, _ in MesaAttention(4, 2, 2).named_parameters()] == ["W_Q", "W_K", "W_V", "P", "raw_ridge"]

@@ -89,6 +89,17 @@ def test_token_by_token_equals_all_at_once(regularizer: str, gates: str, start: 
             assert relative(found, expected) <= 1e-9, f"gradient of {name}"
 
 
+@pytest.mark.parametrize("gates", GATES)
+@pytest.mark.parametrize("regularizer", REGULARIZERS)
+@pytest.mark.parametrize("backend", ["reference", "chunked", "auto"])
+def test_a_final_state_is_of_the_regularizer_asked_for(backend: str, regularizer: str, gates: str) -> None:
+    operands = draw(Case(SHAPES["B2-T7-H2-D3-Dv2"], regularizer, gates))
+    q, k, v, ridge = operands.q, operands.k, operands.v, operands.ridge
+    _, state = mesa_attention(q, k, v, ridge, backend=backend, return_state=True, **operands.options())
+    assert state.regularizer == regularizer
+    assert relative(state.matrix, operands.run("reference")["matrix"]) <= 1e-10
+
+
 @pytest.mark.parametrize("regularizer", REGULARIZERS)
 def test_many_steps_in_float32_stay_near_the_truth(regularizer: str) -> None:
     operands = draw(Case((1, 2000, 2, 8, 8), regularizer, "forget and write", "head"))

@@ -1,22 +1,44 @@
 """Modules: attention layers and the Transformer built from them."""
 
-from mesascope.nn.attention import Attention, LinearAttention, MesaAttention, SoftmaxAttention
-from mesascope.nn.config import AttentionKind, Linear, Mesa, Softmax, TransformerConfig
+from mesascope.nn.attention import LinearAttention, MesaAttention, SoftmaxAttention
+from mesascope.nn.base import Attention
+from mesascope.nn.config import (
+    AttentionKind,
+    ForgetGate,
+    Linear,
+    Mesa,
+    MixedKey,
+    PreviousKey,
+    Softmax,
+    TransformerConfig,
+    WriteGate,
+)
+from mesascope.nn.features import DPFP, UnitNorm
+from mesascope.nn.multihead import MesaMultiheadAttention
+from mesascope.nn.regression import MesaLayerState
 from mesascope.nn.transformer import MLP, Block, RunResult, Transformer, sinusoidal_positions
 
 __all__ = [
+    "DPFP",
     "MLP",
     "Attention",
     "AttentionKind",
     "Block",
+    "ForgetGate",
     "Linear",
     "LinearAttention",
     "Mesa",
     "MesaAttention",
+    "MesaLayerState",
+    "MesaMultiheadAttention",
+    "MixedKey",
+    "PreviousKey",
     "RunResult",
     "Softmax",
     "SoftmaxAttention",
     "Transformer",
     "TransformerConfig",
+    "UnitNorm",
+    "WriteGate",
     "sinusoidal_positions",
 ]

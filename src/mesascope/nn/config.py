@@ -1,8 +1,13 @@
 """Architecture of a Transformer as data."""
 
 from dataclasses import dataclass
+from typing import Literal
 
+from mesascope.config import added
 from mesascope.errors import require
+from mesascope.nn.features import Feature
+from mesascope.ops.mesa.checks import check_regularizer
+from mesascope.ops.mesa.problem import Regularizer
 
 
 @dataclass(frozen=True)
@@ -16,17 +21,100 @@ class Linear:
 
 
 @dataclass(frozen=True)
+class PreviousKey:
+    """Key shift: k_t <- k_{t-1}, and k_0 <- 0, so that a value belongs to the key of the token before it.
+
+    Source: the one-layer language models of arXiv 2309.05858, appendix G, which say no more than "key shift".
+    """
+
+
+@dataclass(frozen=True)
+class MixedKey:
+    """Smeared keys: k_t <- a k_t + (1 - a) k_{t-1} with k_{-1} = 0 and one learned a = sigmoid(.) per head.
+
+    Source: arXiv 2209.11895, "smeared key"; a convolution of size 2 that is shared by the coordinates of a head.
+
+    Attributes:
+        initial: a before training, between 0 and 1.
+    """
+
+    initial: float = 0.5
+
+    def __post_init__(self) -> None:
+        require(0 < self.initial < 1, "initial", self.initial, "between 0 and 1, both excluded")
+
+
+@dataclass(frozen=True)
+class ForgetGate:
+    """gamma_t = sigmoid(W x_t + b), one per head: the share of the past that token t keeps (arXiv 2506.05233).
+
+    Difference from MesaNet's code, where b starts near 0 and half is forgotten at every token: b starts such that
+    little is.
+
+    Attributes:
+        initial: gamma before training where W x is 0, between 0 and 1. 0.99 forgets half in 69 tokens.
+    """
+
+    initial: float = 0.99
+
+    def __post_init__(self) -> None:
+        require(0 < self.initial < 1, "initial", self.initial, "between 0 and 1, both excluded")
+
+
+@dataclass(frozen=True)
+class WriteGate:
+    """beta_t = largest sigmoid(W x_t + b), one per head: the weight of token t in the regression (arXiv 2506.05233).
+
+    b starts at 0, so beta at half of `largest`.
+
+    Attributes:
+        largest: 1 as in MesaNet; 2 starts with a weight of 1, that of a layer without gate.
+    """
+
+    largest: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(self.largest > 0, "largest", self.largest, "greater than 0")
+
+
+@dataclass(frozen=True)
 class Mesa:
-    """Mesa attention: ridge regression solved exactly at every time step, one learned ridge per head.
+    """Mesa attention: ridge regression solved exactly at every time step.
 
     Attributes:
         initial_ridge: ridge (1 / lambda of the paper) before training.
+        ridge_per: one learned ridge per "head", or per head and "coordinate" of the keys as in arXiv 2506.05233.
+        smallest_ridge: what training cannot take the ridge below; MesaNet has 0.25.
+        features: of queries and keys, applied first to last after the key shift; none for the identity.
+        key_shift: which keys the values are paired with, or None for their own.
+        forget: how much of the past is forgotten, or None for nothing.
+        write: how strongly tokens are written, or None for 1.
+        regularizer: whether forgetting fades the ridge ("initial", arXiv 2309.05858) or not ("constant", 2506.05233);
+            the two are equal without it. None: "constant" with a forget gate and "initial" without.
     """
 
     initial_ridge: float = 1.0
+    ridge_per: Literal["head", "coordinate"] = added("head")
+    smallest_ridge: float = added(0.0)
+    features: tuple[Feature, ...] = added(())
+    key_shift: PreviousKey | MixedKey | None = added(None)
+    forget: ForgetGate | None = added(None)
+    write: WriteGate | None = added(None)
+    regularizer: Regularizer | None = added(None)
 
     def __post_init__(self) -> None:
-        require(self.initial_ridge > 0, "initial_ridge", self.initial_ridge, "greater than 0")
+        require(self.smallest_ridge >= 0, "smallest_ridge", self.smallest_ridge, "at least 0")
+        allowed = f"greater than {self.smallest_ridge:g}"
+        require(self.initial_ridge > self.smallest_ridge, "initial_ridge", self.initial_ridge, allowed)
+        granularities = ("head", "coordinate")
+        require(self.ridge_per in granularities, "ridge_per", self.ridge_per, f"one of {granularities}")
+        if self.regularizer is not None:
+            check_regularizer(self.regularizer)
+
+    @property
+    def chosen_regularizer(self) -> Regularizer:
+        """The regularizer, also where it was left open."""
+        return self.regularizer or ("initial" if self.forget is None else "constant")
 
 
 AttentionKind = Softmax | Linear | Mesa

@@ -14,7 +14,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mesascope.errors import InputError
-from mesascope.nn.attention import Attention, Record, build_attention
+from mesascope.nn.attention import build_attention
+from mesascope.nn.base import Attention, Record
 from mesascope.nn.config import AttentionKind, TransformerConfig
 from mesascope.tasks.sequences import Sequences
 
@@ -57,6 +58,8 @@ class Block(nn.Module):
             config.key_dim,
             position_dim=position_dim,
             normalise_qk=config.normalise_qk,
+            # the model draws its weights itself; torch's global random state stays as it is
+            generator=torch.Generator(),
         )
         self.attn_norm = nn.LayerNorm(config.width) if config.layer_norm else nn.Identity()
         self.mlp = None if config.mlp_dim is None else MLP(config.width, config.mlp_dim)
@@ -166,8 +169,8 @@ class Transformer(nn.Module):
         """Every name that `run` can capture, in the order in which they are computed.
 
         `embed` is the residual stream before the first block and `blocks.i.resid_post` after block i; `attn.in` is what
-        the attention layer sees, `attn.q`, `attn.k`, `attn.v` are `[B, T, H, n_a]`, `attn.pattern` is `[B, H, T, T]`;
-        `attn.out` and `mlp.out` are added to the stream.
+        the attention layer sees, `attn.q`, `attn.k`, `attn.v` are `[B, T, H, n_a]` (q and k `[B, T, H, D]` if they have
+        D features), `attn.pattern` is `[B, H, T, T]`; `attn.out` and `mlp.out` are added to the stream.
         """
         names = ["embed"]
         for index, block in enumerate(self.blocks):
@@ -178,9 +181,9 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def _initialise(self, generator: torch.Generator) -> None:
-        for parameter in self.parameters():
+        for name, parameter in self.named_parameters():
             # matrices only: norms start as the identity and a ridge at the value its config gives
-            if parameter.dim() == 2:
+            if parameter.dim() == 2 and not name.endswith("raw_ridge"):
                 draw = torch.randn(parameter.shape, generator=generator)
                 parameter.copy_(self.config.init_std * draw)
 
