@@ -99,3 +99,19 @@ def test_excited_directions_do_not_wind_up() -> None:
     expected = mesa_attention(*tail, torch.ones(1).double(), log_forget=log_forget[:, -500:].double())
     torch.testing.assert_close(output[:, -100:].double(), expected[:, -100:], rtol=1e-4, atol=1e-5)
     assert bool(state.matrix.isfinite().all())
+
+
+@pytest.mark.parametrize("regularizer", ["initial", "constant"])
+def test_a_gradient_that_is_not_finite_passes_through(regularizer: str) -> None:
+    """Loss scaling lets gradients overflow on purpose: tokens whose gradient is finite keep it, and nothing raises."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 6, 1, 3, generator=generator).requires_grad_() for _ in range(3))
+    output = mesa_attention(q, k, v, torch.ones(1), log_forget=torch.full((1, 6, 1), -0.1), regularizer=regularizer)
+    for bad in (math.inf, math.nan):
+        cotangent = torch.ones_like(output)
+        cotangent[:, 3] = bad
+        dq, dk = torch.autograd.grad(output, (q, k), cotangent, retain_graph=True)
+        good = torch.autograd.grad(output, q, torch.ones_like(output), retain_graph=True)[0]
+        assert not bool(dq[:, 3].isfinite().any())
+        assert torch.equal(dq[:, [0, 1, 2, 4, 5]], good[:, [0, 1, 2, 4, 5]])
+        assert not bool(dk[:, :4].isfinite().any())
