@@ -12,7 +12,7 @@ from mesascope.ops.mesa.gated import gated_sum, remaining
 Regularizer = Literal["initial", "constant"]
 
 LARGEST_RESIDUAL = 1e-2
-"""max |x_t - H_t y_t| / max |x_t| beyond which a solve is refused: near a condition number of 1e5 in float32 and 1e14
+"""max |x_t - H_t y_t| / max |x_t| beyond which a solve is refused: near a condition number of 1e5 in float32 and 1e13
 in float64. Rounding of the inputs then moves the solution by as much, so a better algorithm would not help."""
 
 
