@@ -45,3 +45,16 @@ def test_importing_draws_no_random_number_and_sets_no_thread_count() -> None:
         "print(bool((before[0] == after[0]).all()), before[1:] == after[1:])"
     )
     assert run(code).strip() == "True True"
+
+
+def test_the_package_alone_does_not_import_torch() -> None:
+    code = "import sys, mesascope; print('torch' in sys.modules, mesascope.MesaState.__name__, 'torch' in sys.modules)"
+    assert run(code).strip() == "False MesaState True"
+
+
+def test_attention_does_not_import_the_compiler() -> None:
+    code = (
+        "import sys, torch; from mesascope import mesa_attention; x = torch.ones(1, 3, 1, 2, requires_grad=True);"
+        "mesa_attention(x, x, x, torch.ones(1)).sum().backward(); print('torch._dynamo' in sys.modules)"
+    )
+    assert run(code).strip() == "False"

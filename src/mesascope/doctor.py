@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 
 from mesascope.environment import describe_environment
-from mesascope.ops import linear_attention, mesa_attention
+from mesascope.ops import linear_attention, mesa_attention, native_available
 
 
 def examine() -> Iterator[str]:
@@ -15,7 +15,7 @@ def examine() -> Iterator[str]:
     yield f"threads: {torch.get_num_threads()}"
     yield "softmax attention: torch, product form up to T = 128, scaled_dot_product_attention beyond"
     yield "linear attention: torch, masked product form"
-    yield "mesa attention: torch, dual Cholesky form (exact)"
+    yield f"mesa attention: {'compiled kernels' if native_available() else 'torch, in chunks'} (exact)"
     yield f"mesa attention, relative error in float32 against a per-step float64 solve: {_mesa_error():.1e}"
     yield f"linear attention, relative error in float32 against float64: {_linear_error():.1e}"
 

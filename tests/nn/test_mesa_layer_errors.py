@@ -85,6 +85,6 @@ def test_gates_are_not_forgotten(name: str) -> None:
 
 
 def test_a_ridge_lost_in_rounding() -> None:
-    attention = MesaAttention(WIDTH, HEADS, KEY, Mesa(1e-12))
-    with pytest.raises(InputError, match=r"^ridge: the smallest is 1e-12, too small for keys of this size"):
+    attention = MesaAttention(WIDTH, HEADS, KEY, Mesa(1e-30))
+    with pytest.raises(InputError, match=r"^ridge: the smallest is 1e-30, too small for keys of this size"):
         attention(X.float())

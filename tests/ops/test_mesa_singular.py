@@ -11,8 +11,11 @@ from torch import Tensor
 from mesascope.errors import InputError
 from mesascope.ops import MesaState, mesa_attention, mesa_attention_map, native_available
 
+from .mesa_cases import FAST
+
 X = torch.ones(2, 4, 3, 5)
 RIDGE = torch.ones(3)
+chunked = partial(mesa_attention, backend="chunked")
 
 
 def map_of(q: Tensor, k: Tensor, v: Tensor, ridge: Tensor, **gates: Any) -> Tensor:
@@ -63,7 +66,7 @@ def test_winding_up_is_an_error_before_it_is_wrong(dtype: torch.dtype) -> None:
     q, k, v, log_forget = forgetting(dtype)
     ridge = torch.ones(1, dtype=dtype)
     message = r'log_forget: so much was forgotten, .* use regularizer="constant", forget less'
-    for attend in (mesa_attention, partial(mesa_attention, backend="reference"), map_of):
+    for attend in (chunked, partial(mesa_attention, backend="reference"), map_of):
         with pytest.raises(InputError, match=message):
             attend(q, k, v, ridge, log_forget=log_forget)
     # only what is along the keys matters for the output: a problem with D = 1, which does not wind up
@@ -87,22 +90,49 @@ def decode(state: MesaState, q: Tensor, k: Tensor, v: Tensor, log_forget: Tensor
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_constant_regularizer_does_not_wind_up(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("backend", FAST)
+def test_the_constant_regularizer_does_not_wind_up(backend: str, dtype: torch.dtype) -> None:
     q, k, v, log_forget = forgetting(dtype)
-    output, state = mesa_attention(
-        q, k, v, torch.ones(1, dtype=dtype), log_forget=log_forget, regularizer="constant", return_state=True
-    )
+    gates = {"log_forget": log_forget, "regularizer": "constant"}
+    output, state = mesa_attention(q, k, v, torch.ones(1, dtype=dtype), **gates, return_state=True, backend=backend)
     assert float(output.abs().max()) < 100
     assert bool(state.matrix.isfinite().all())
 
 
-def test_excited_directions_do_not_wind_up() -> None:
+@pytest.mark.parametrize("backend", FAST)
+def test_excited_directions_do_not_wind_up(backend: str) -> None:
     """Nothing is left of the ridge after 100,000 tokens, exp(-10,000), and nothing is lost."""
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, 100_000, 1, 2, generator=generator) for _ in range(3))
     log_forget = torch.full((1, 100_000, 1), -0.1)
-    output, state = mesa_attention(q, k, v, torch.ones(1), log_forget=log_forget, return_state=True)
+    output, state = mesa_attention(q, k, v, torch.ones(1), log_forget=log_forget, return_state=True, backend=backend)
     tail = [operand[:, -500:].double() for operand in (q, k, v)]
     expected = mesa_attention(*tail, torch.ones(1).double(), log_forget=log_forget[:, -500:].double())
     torch.testing.assert_close(output[:, -100:].double(), expected[:, -100:], rtol=1e-4, atol=1e-5)
     assert bool(state.matrix.isfinite().all())
+
+
+@pytest.mark.parametrize("regularizer", ["initial", "constant"])
+def test_a_gradient_that_is_not_finite_passes_through(regularizer: str) -> None:
+    """Loss scaling lets gradients overflow on purpose: tokens whose gradient is finite keep it, and nothing raises."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 6, 1, 3, generator=generator).requires_grad_() for _ in range(3))
+    output = chunked(q, k, v, torch.ones(1), log_forget=torch.full((1, 6, 1), -0.1), regularizer=regularizer)
+    for bad in (math.inf, math.nan):
+        cotangent = torch.ones_like(output)
+        cotangent[:, 3] = bad
+        dq, dk = torch.autograd.grad(output, (q, k), cotangent, retain_graph=True)
+        good = torch.autograd.grad(output, q, torch.ones_like(output), retain_graph=True)[0]
+        assert not bool(dq[:, 3].isfinite().any())
+        assert torch.equal(dq[:, [0, 1, 2, 4, 5]], good[:, [0, 1, 2, 4, 5]])
+        assert not bool(dk[:, :4].isfinite().any())
+
+
+def test_a_state_that_overflows_is_an_error() -> None:
+    """A coordinate that no key has: nothing is rounded, and its inverse grows to the end of the number range."""
+    x = torch.tensor([1.0, 0.0]).expand(1, 900, 1, 2)
+    state = MesaState.initial(torch.ones(1), batch=1, heads=1, key_dim=2, value_dim=2)
+    outputs: list[Tensor] = []
+    with pytest.raises(InputError, match=r"state.*(NaN or infinite|destroyed)"):
+        decode(state, x, x, x, torch.full((1, 900, 1), math.log(0.9)), outputs)
+    assert bool(torch.stack(outputs).isfinite().all())

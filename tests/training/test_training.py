@@ -280,6 +280,26 @@ def test_what_a_layer_refuses_is_a_divergence_from_the_first_step_on() -> None:
         state.loss(bad)
 
 
+def test_a_gradient_that_a_layer_refuses_is_a_divergence_as_well() -> None:
+    def refuse(gradient: torch.Tensor) -> None:
+        raise InputError("ridge: too small")
+
+    state = TrainingState(tiny.HYBRID)
+    state.update(state.draw())
+    next(state.model.parameters()).register_hook(refuse)
+    with pytest.raises(DivergenceError, match=r"^step 1: the loss cannot be computed \(ridge: too small\).* try a"):
+        state.update(state.draw())
+
+
+def test_a_loss_that_overflows_in_a_mesa_layer_is_named_as_such() -> None:
+    """Its gradient is not finite, which is not the fault of the layer's solve."""
+    state = TrainingState(tiny.HYBRID)
+    sequences = state.draw()
+    huge = dataclasses.replace(sequences, targets=torch.full_like(sequences.targets, 1e30))
+    with pytest.raises(DivergenceError, match=r"^step 0: the loss is inf"):
+        state.update(huge)
+
+
 def test_weights_that_are_not_finite_are_never_a_checkpoint(tmp_path: Path) -> None:
     state = TrainingState(tiny.LINEAR)
     state.update(state.draw())

@@ -2,9 +2,9 @@
 
 Source: arXiv 2309.05858, mesa-objective and Proposition 2 (its lambda is 1 / ridge).
 
-Solved by the dual form of mesa attention in float64. Measured against 80-bit arithmetic on 8 sequences of each of three
-tasks (d of 10, 60 and 80, predictions of size 1 to 5), the largest error is 2e-12 at ridge 1e-3, 9e-10 at 1e-6 and 9e-7
-at 1e-9: it grows like 1 / ridge. A Cholesky solve of the d x d moment matrices has 7 to 1500 times that error there.
+Solved by mesa attention in float64. Measured against 80-bit arithmetic on 8 sequences of each of three tasks (d of 10,
+60 and 80, predictions of size 1 to 5), the largest error is 2e-11 at ridge 1e-3, 2e-8 at 1e-6 and 2e-5 at 1e-9: it
+grows like 1 / ridge, as does that of a dense solve of the d x d moment matrices, which is one to three times as large.
 """
 
 from dataclasses import dataclass

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from mesascope.ops.kernels import kernel_module
+from mesascope.ops.operators import Operator, operator
 
 
-@torch.library.custom_op("mesascope::linear_attention", mutates_args=(), device_types="cpu")
+@operator("linear_attention")
 def native_linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Causal linear attention, `[B, T, H, D] -> [B, T, H, Dv]`."""
     o = torch.empty(v.shape, dtype=v.dtype)
@@ -21,14 +22,14 @@ def native_linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return o
 
 
-@torch.library.custom_op("mesascope::linear_attention_backward", mutates_args=(), device_types="cpu")
+@operator("linear_attention_backward")
 def _linear_backward(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     dq, dk, dv = (torch.empty(operand.shape, dtype=operand.dtype) for operand in (q, k, v))
     kernel_module().linear_backward(q, k, v, g, dq, dk, dv, torch.get_num_threads(), "auto")
     return dq, dk, dv
 
 
-@torch.library.custom_op("mesascope::softmax_attention", mutates_args=(), device_types="cpu")
+@operator("softmax_attention")
 def _softmax(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     o = torch.empty(v.shape, dtype=v.dtype)
     normaliser = torch.empty((*q.shape[:3], 2), dtype=q.dtype)
@@ -37,7 +38,7 @@ def _softmax(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return o, normaliser
 
 
-@torch.library.custom_op("mesascope::softmax_attention_backward", mutates_args=(), device_types="cpu")
+@operator("softmax_attention_backward")
 def _softmax_backward(q: Tensor, k: Tensor, v: Tensor, normaliser: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     dq, dk, dv = (torch.empty(operand.shape, dtype=operand.dtype) for operand in (q, k, v))
     scale = 1 / math.sqrt(q.shape[-1])
@@ -47,7 +48,8 @@ def _softmax_backward(q: Tensor, k: Tensor, v: Tensor, normaliser: Tensor, g: Te
 
 def native_softmax_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Causal softmax attention of short sequences, `[B, T, H, D] -> [B, T, H, Dv]`."""
-    return _softmax(q, k, v)[0]
+    output: Tensor = _softmax(q, k, v)[0]
+    return output
 
 
 @native_linear_attention.register_fake
@@ -90,7 +92,7 @@ native_linear_attention.register_autograd(_linear_gradients, setup_context=_keep
 _softmax.register_autograd(_softmax_gradients, setup_context=_keep_operands_and_normaliser)
 
 
-def _over_batches(operator: Any) -> None:
+def _over_batches(mapped: Operator) -> None:
     """Let vmap map an operator: its operands have the batch first, so one more dimension joins it."""
 
     def rule(info: Any, in_dims: tuple[int | None, ...], *operands: Tensor) -> tuple[Any, Any]:
@@ -98,15 +100,17 @@ def _over_batches(operator: Any) -> None:
             operand.expand(info.batch_size, *operand.shape) if dim is None else operand.movedim(dim, 0)
             for operand, dim in zip(operands, in_dims, strict=True)
         ]
-        result = operator(*(operand.flatten(0, 1) for operand in moved))
+        result = mapped(*(operand.flatten(0, 1) for operand in moved))
         if isinstance(result, Tensor):
             return result.unflatten(0, (info.batch_size, -1)), 0
         return tuple(part.unflatten(0, (info.batch_size, -1)) for part in result), (0,) * len(result)
 
-    operator.register_vmap(rule)
+    mapped.register_vmap(rule)
 
 
 for _operator in (native_linear_attention, _linear_backward, _softmax, _softmax_backward):
     _over_batches(_operator)
 for _operator in (native_linear_attention, _softmax):
-    torch.library.register_autocast(_operator, "cpu", torch.float32)
+    _operator.register_autocast(torch.float32)
+for _operator in (_linear_backward, _softmax_backward):
+    _operator.refuse_gradient()

@@ -9,7 +9,8 @@ same bits.
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -207,7 +208,8 @@ class TrainingState:
         for start in range(0, config.batch_size, config.micro_batch):
             part = sequences.select(slice(start, start + config.micro_batch))
             loss = self.loss(part) * (part.batch_size / config.batch_size)
-            loss.backward()
+            with self.refusals_are_divergence():
+                loss.backward()
             value += loss.item()
         if not math.isfinite(value):
             self.stop_diverged(f"the loss is {value}")
@@ -227,8 +229,14 @@ class TrainingState:
         Raises:
             DivergenceError: a layer refuses what earlier steps have made of its weights.
         """
-        try:
+        with self.refusals_are_divergence():
             return sequence_loss(self.model(sequences.tokens), sequences.targets)
+
+    @contextmanager
+    def refusals_are_divergence(self) -> Iterator[None]:
+        """Turn a layer's refusal of its input or its gradient into a `DivergenceError`."""
+        try:
+            yield
         except InputError as error:
             # before the first step the configuration is to blame, and the layer's own message says it best
             if self.step == 0:

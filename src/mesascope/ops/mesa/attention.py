@@ -103,8 +103,8 @@ def mesa_attention(
     1 %, which happens near a condition number of H_t of 1e5 in float32 and 1e13 in float64.
 
     Under torch.compile the op is not fused: it breaks the graph and runs as it is. Under torch.autocast it computes in
-    float32. torch.vmap and torch.func.grad work on "reference" and "chunked". Values are not checked under compile and
-    vmap, but a failing solve is still an error in "chunked".
+    float32. torch.vmap and torch.func.grad work on "reference" and "chunked"; under vmap values are not checked, but a
+    failing solve is still an error of "chunked". Forward-mode differentiation raises torch's own error.
 
     Raises:
         InputError: shapes, types, devices or values are not as above, or the problem is singular in this dtype: the
@@ -152,6 +152,10 @@ def mesa_attention_map(
     Signed and not normalised; zero for i > t. Arguments and errors as for `mesa_attention`; O(T^2) memory; in the dtype
     of q and differentiable any number of times.
     """
+    if torch.compiler.is_compiling():
+        from mesascope.ops.mesa import uncompiled
+
+        return uncompiled.mesa_attention_map(q, k, ridge, log_forget=log_forget, write=write, regularizer=regularizer)
     check_regularizer(regularizer)
     operands = prepare(q, k, k, ridge, log_forget, write)
     if operands.empty():

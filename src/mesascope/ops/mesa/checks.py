@@ -1,7 +1,7 @@
 """What mesa attention refuses, and operands as the backends expect them.
 
 Shapes and types are always checked. Values are not while a function is traced by torch.compile or mapped by torch.vmap,
-where they are not known; there a solve that fails is still an error.
+where they are not known.
 """
 
 import math

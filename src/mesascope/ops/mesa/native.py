@@ -16,6 +16,7 @@ from mesascope.ops.mesa import chunked
 from mesascope.ops.mesa.gated import remaining_at_end
 from mesascope.ops.mesa.problem import LARGEST_RESIDUAL, Regularizer
 from mesascope.ops.mesa.state import MesaState
+from mesascope.ops.operators import operator
 
 _LAYOUT = "auto"
 
@@ -194,7 +195,7 @@ def _final_state(
     return gram.to(k.dtype), final_association.to(k.dtype)
 
 
-@torch.library.custom_op("mesascope::mesa_attention", mutates_args=(), device_types="cpu")
+@operator("mesa_attention")
 def _forward(
     q: Tensor,
     k: Tensor,
@@ -224,7 +225,7 @@ def _forward(
     return o, saved, _given(states[0], k), _given(states[1], k)
 
 
-@torch.library.custom_op("mesascope::mesa_attention_backward", mutates_args=(), device_types="cpu")
+@operator("mesa_attention_backward")
 def _backward(
     q: Tensor,
     k: Tensor,
@@ -345,3 +346,4 @@ def _gradients(ctx: Any, g: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
 
 
 _forward.register_autograd(_gradients, setup_context=_keep)
+_backward.refuse_gradient()

@@ -12,7 +12,7 @@ from mesascope.ops.mesa.gated import gated_sum, remaining
 Regularizer = Literal["initial", "constant"]
 
 LARGEST_RESIDUAL = 1e-2
-"""max |x_t - H_t y_t| / max |x_t| beyond which a solve is refused: near a condition number of 1e5 in float32 and 1e14
+"""max |x_t - H_t y_t| / max |x_t| beyond which a solve is refused: near a condition number of 1e5 in float32 and 1e13
 in float64. Rounding of the inputs then moves the solution by as much, so a better algorithm would not help."""
 
 
@@ -59,7 +59,7 @@ class Problem:
         return from_start + gated_sum(y, self.k, self.written, self.log_forget)
 
     def residual(self, x: Tensor, y: Tensor) -> tuple[Tensor, float]:
-        """x_t - H_t y_t and its largest size relative to x_t, NaN where it has any."""
+        """x_t - H_t y_t and its `relative_size`."""
         residual = x - self.multiply(y)
         return residual, relative_size(residual, x)
 
@@ -88,8 +88,12 @@ def singular(
 
 
 def relative_size(residual: Tensor, x: Tensor) -> float:
-    """The largest max |residual| / max |x| over all vectors; NaN where there is any."""
+    """The largest max |residual| / max |x| over all vectors x that are finite; NaN where it has any.
+
+    A right-hand side that is not finite, like the gradient of a loss that has overflowed, is no failure of a solve.
+    """
     limits = torch.finfo(x.dtype)
+    size = x.abs().amax(-1)
     # vectors below the floor lose their digits to underflow, which is harmless
-    floor = limits.tiny / limits.eps
-    return float((residual.abs().amax(-1) / x.abs().amax(-1).clamp(min=floor)).max())
+    relative = residual.abs().amax(-1) / size.clamp(min=limits.tiny / limits.eps)
+    return float(torch.where(size.isfinite(), relative, 0.0).max())
