@@ -4,12 +4,12 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 SOURCES := src tests
 
-.PHONY: quickstart test lint types unit end-to-end test-browser reproduce-quick clean
+.PHONY: quickstart test lint types unit unit-torch end-to-end test-browser reproduce-quick clean
 
 quickstart: .venv/installed ## Train, measure and write the report; prints the claims and where the page is
 	$(BIN)/mesascope quickstart --out runs/quickstart --resume
 
-test: lint types unit end-to-end ## What continuous integration runs
+test: lint types unit unit-torch end-to-end ## What continuous integration runs
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check $(SOURCES)
@@ -20,6 +20,9 @@ types: .venv/installed-dev
 
 unit: .venv/installed-dev
 	$(BIN)/pytest -n 2 --cov --cov-report=term:skip-covered
+
+unit-torch: .venv/installed-dev ## The same tests without the native kernels
+	MESASCOPE_NATIVE=0 $(BIN)/pytest -n 2
 
 end-to-end: .venv/installed-dev ## The quickstart from nothing; fails unless every claim holds
 	rm -rf runs/end-to-end

@@ -61,7 +61,7 @@ void use_instruction_set(const std::string& name) {
   throw std::invalid_argument("instruction set: " + name + " is not in this build");
 }
 
-// Heads of up to this size go one to a lane when there are enough of them to fill a register: see docs/precision.md
+// Heads of up to this size go one to a lane when there are enough of them to fill half a register
 constexpr Index largest_in_lanes = 40;
 
 template <class T>

@@ -6,8 +6,13 @@
 #include <cstdlib>
 #include <exception>
 #include <new>
+#include <system_error>
 #include <thread>
 #include <vector>
+
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
 
 #include "kernels.h"
 
@@ -26,8 +31,11 @@ class AlignedMemory {
 };
 
 // Runs `kernel` over all groups on at most `threads` threads. Each group is one thread's work from start to end, so
-// the result does not depend on how many there are. Threads are made for the call: that takes some 20 microseconds,
-// survives a fork, and leaves nothing behind that could spin while others compute.
+// the result does not depend on how many there are.
+//
+// With OpenMP the threads are torch's own: the runtime it has loaded serves this module as well. Threads of another
+// pool would share the cores with torch's, which spin for milliseconds after each of its operations. Without OpenMP
+// threads are made for the call.
 template <class Problem>
 void run_groups(const Kernel<Problem>& kernel, const Problem& problem, Index groups, int threads) {
   const Index workers = std::max<Index>(1, std::min<Index>(threads, groups));
@@ -47,6 +55,10 @@ void run_groups(const Kernel<Problem>& kernel, const Problem& problem, Index gro
     for (Index begin; (begin = next.fetch_add(block)) < groups;)
       kernel.run(problem, begin, std::min(begin + block, groups), workspace);
   };
+#if defined(_OPENMP)
+#pragma omp parallel num_threads(static_cast<int>(workers))
+  work(memory[omp_get_thread_num()]->data());
+#else
   std::vector<std::thread> others;
   for (Index worker = 1; worker < workers; ++worker) {
     try {
@@ -57,6 +69,7 @@ void run_groups(const Kernel<Problem>& kernel, const Problem& problem, Index gro
   }
   work(memory[0]->data());
   for (std::thread& other : others) other.join();
+#endif
 }
 
 }  // namespace mesascope
