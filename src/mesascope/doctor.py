@@ -5,7 +5,9 @@ from collections.abc import Iterator
 import torch
 
 from mesascope.environment import describe_environment
-from mesascope.ops import linear_attention, mesa_attention, native_available
+from mesascope.ops import linear_attention, mesa_attention
+from mesascope.ops.kernels import native_kernels
+from mesascope.ops.linear import linear_attention_product
 
 
 def examine() -> Iterator[str]:
@@ -13,9 +15,17 @@ def examine() -> Iterator[str]:
     for name, value in describe_environment().items():
         yield f"{name}: {value}"
     yield f"threads: {torch.get_num_threads()}"
-    yield "softmax attention: torch, product form up to T = 128, scaled_dot_product_attention beyond"
-    yield "linear attention: torch, masked product form"
-    yield f"mesa attention: {'compiled kernels' if native_available() else 'torch, in chunks'} (exact)"
+    kernels = native_kernels()
+    if kernels is None:
+        yield "native kernels: none, everything runs on plain torch; a C++ compiler at installation adds them"
+        yield "softmax attention: torch, product form up to T = 128, scaled_dot_product_attention beyond"
+        yield "linear attention: torch, masked product form"
+        yield "mesa attention: torch, in chunks (exact)"
+    else:
+        yield f"native kernels: {kernels.instruction_set()}"
+        yield "softmax attention: native up to T = 512, scaled_dot_product_attention beyond"
+        yield "linear attention: native"
+        yield "mesa attention: native (exact)"
     yield f"mesa attention, relative error in float32 against a per-step float64 solve: {_mesa_error():.1e}"
     yield f"linear attention, relative error in float32 against float64: {_linear_error():.1e}"
 
@@ -34,7 +44,7 @@ def _mesa_error() -> float:
 
 def _linear_error() -> float:
     q, k, v = _operands()
-    return _relative(linear_attention(q.float(), k.float(), v.float()), linear_attention(q, k, v))
+    return _relative(linear_attention(q.float(), k.float(), v.float()), linear_attention_product(q, k, v))
 
 
 def _relative(found: torch.Tensor, exact: torch.Tensor) -> float:

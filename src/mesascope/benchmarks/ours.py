@@ -1,7 +1,6 @@
 """The attention of this package as methods of the benchmark."""
 
 import functools
-import inspect
 from typing import Any
 
 from torch import Tensor
@@ -37,8 +36,6 @@ def our_methods() -> tuple[list[Method], list[str]]:
 
 def mesa_backends() -> dict[str, dict[str, Any]]:
     """The arguments that choose each backend of `mesa_attention`, by its name; fastest first."""
-    if "backend" not in inspect.signature(mesa_attention).parameters:
-        return {"torch": {}}
     return {name: {"backend": name} for name in ("native", "chunked")}
 
 

@@ -1,0 +1,93 @@
+"""The compiled kernels themselves: both layouts, the active and the baseline instruction set, any number of threads."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from mesascope.ops import linear_attention, softmax_attention
+from mesascope.ops.kernels import native_kernels
+from mesascope.ops.linear import linear_attention_product
+from mesascope.ops.mesa import native
+from mesascope.ops.softmax import softmax_attention_product
+
+from .mesa_cases import REGULARIZERS, Case, draw, relative
+
+KERNELS = native_kernels()
+pytestmark = pytest.mark.skipif(KERNELS is None, reason="this run is without compiled kernels")
+
+SHAPES = [(3, 21, 7, 5, 6), (1, 50, 16, 20, 20), (2, 35, 1, 33, 17), (1, 17, 2, 64, 64), (1, 9, 3, 1, 2)]
+
+
+@pytest.fixture(params=["active", "baseline"])
+def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
+    assert KERNELS is not None
+    before = KERNELS.instruction_set()
+    name = before if request.param == "active" else "baseline"
+    KERNELS.use_instruction_set(name)
+    yield name
+    KERNELS.use_instruction_set(before)
+
+
+@pytest.mark.parametrize("layout", ["lanes", "columns"])
+@pytest.mark.parametrize("regularizer", REGULARIZERS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_mesa_in_both_layouts(
+    shape: tuple[int, ...],
+    regularizer: str,
+    layout: str,
+    instruction_set: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(native, "_LAYOUT", layout)
+    operands = draw(Case(shape, regularizer, "forget and write", "row diagonal"))
+    expected = {**operands.run("reference"), **operands.gradients("reference")}
+    found = {**operands.run("native"), **operands.gradients("native")}
+    for name, value in expected.items():
+        assert relative(found[name], value) <= 1e-10, name
+
+
+@pytest.mark.parametrize("time", [1, 2, 16, 33, 50])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("attend", "product"),
+    [(linear_attention, linear_attention_product), (softmax_attention, softmax_attention_product)],
+    ids=["linear", "softmax"],
+)
+def test_linear_and_softmax(attend, product, dtype: torch.dtype, time: int, instruction_set: str) -> None:  # type: ignore[no-untyped-def]
+    for batch, heads, d, d_v in ((3, 7, 5, 6), (5, 16, 20, 20), (1, 4, 1, 3)):
+        drawn = draw(Case((batch, time, heads, d, d_v)))
+        exact = [operand.detach().requires_grad_() for operand in (drawn.q, drawn.k, drawn.v)]
+        given = [operand.detach().to(dtype).requires_grad_() for operand in exact]
+        output, expected = attend(*given), product(*exact)
+        cotangent = torch.randn(expected.shape, dtype=torch.float64)
+        pairs = [(output, expected)]
+        pairs += zip(
+            torch.autograd.grad(output, given, cotangent.to(dtype)),
+            torch.autograd.grad(expected, exact, cotangent),
+            strict=True,
+        )
+        for found, truth in pairs:
+            assert relative(found, truth) <= (2e-6 if dtype == torch.float32 else 1e-13)
+
+
+def test_the_number_of_threads_changes_no_bit() -> None:
+    operands = draw(Case((5, 40, 9, 6, 6))).to(torch.float32)
+
+    def run(threads: int) -> list[torch.Tensor]:
+        torch.set_num_threads(threads)
+        return [*operands.run("native").values(), *operands.gradients("native").values()]
+
+    assert all(torch.equal(one, other) for one, other in zip(run(1), run(3), strict=True))
+
+
+def test_softmax_with_logits_far_apart() -> None:
+    """Weights that underflow are zero, and no exponential overflows."""
+    q = torch.tensor([1e4, -1e4, 1e4, 1e-30]).reshape(1, 4, 1, 1).expand(1, 4, 4, 1).contiguous().requires_grad_()
+    v = torch.arange(16.0).reshape(1, 4, 4, 1).requires_grad_()
+    outputs = [attend(q, q, v) for attend in (softmax_attention, softmax_attention_product)]
+    torch.testing.assert_close(*outputs)
+    gradients = [torch.autograd.grad(output.sum(), (q, v)) for output in outputs]
+    for found, expected in zip(*gradients, strict=True):
+        assert bool(found.isfinite().all())
+        torch.testing.assert_close(found, expected)
