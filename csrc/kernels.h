@@ -1,8 +1,6 @@
 // The kernels as a table: one row of the table for each number type, one table for each instruction set.
 #pragma once
 
-#include <cstddef>
-
 #include "problem.h"
 
 namespace mesascope {

@@ -54,7 +54,7 @@ struct Gates {
 
   View<Element> log_forget, write, forget, decay;  // decay: m_t
   bool any = false;
-  Element last_decay;                      // m at the end of the chunk
+  Element last_decay;  // m at the end of the chunk
 
   void allocate(Workspace<Layout>& space) {
     log_forget = space.matrix(Layout::chunk, 1), write = space.matrix(Layout::chunk, 1);
@@ -105,24 +105,6 @@ struct Gates {
   }
 };
 
-template <class Layout, class Element>
-inline void scale_row(Element* row, Element factor, Index columns) {
-  using Vector = typename Layout::Vector;
-  for (Index n = 0; n < columns; n += Layout::width) store(row + n, Vector(load<Vector>(row + n) * factor));
-}
-
-template <class Layout, class Element>
-inline void scale(View<Element> matrix, Element factor, Index rows, Index columns) {
-  for (Index i = 0; i < rows; ++i) scale_row<Layout>(matrix.data + i * matrix.rows, factor, columns);
-}
-
-template <class Layout, class Element>
-inline Element dot(const Element* a, const Element* b, Index count) {
-  Element sum{};
-  for (Index i = 0; i < count; ++i) sum += a[i] * b[i];
-  return sum;
-}
-
 // to = rows of from, each times its factor
 template <class Layout, class Element, class Factor>
 inline void scaled_rows(View<Element> to, View<const Element> from, Index rows, Index columns, Factor factor) {
@@ -132,6 +114,18 @@ inline void scaled_rows(View<Element> to, View<const Element> from, Index rows, 
     for (Index n = 0; n < columns; n += Layout::width)
       store(to.data + t * to.rows + n, Vector(load<Vector>(from.data + t * from.rows + n) * by));
   }
+}
+
+template <class Layout, class Element>
+inline void scale(View<Element> matrix, Element factor, Index rows, Index columns) {
+  scaled_rows<Layout>(matrix, constant(matrix), rows, columns, [&](Index) { return factor; });
+}
+
+template <class Layout, class Element>
+inline Element dot(const Element* a, const Element* b, Index count) {
+  Element sum{};
+  for (Index i = 0; i < count; ++i) sum += a[i] * b[i];
+  return sum;
 }
 
 // R at the beginning: the incoming inverse, or 1 / ridge on the diagonal
@@ -285,8 +279,10 @@ struct MesaForward {
     const Saved<Layout> saved(size, problem.saved, index);
     for (Index start = 0, n; start < time; start += n) {
       n = gates.begin(problem, group, start);
-      if (saved.data != nullptr) solved = saved.solved(start), gains = saved.gains(start);
-      if (saved.data != nullptr) prefetch_matrix<true>(solved, n), prefetch_matrix<true>(gains, n);
+      if (saved.data != nullptr) {
+        solved = saved.solved(start), gains = saved.gains(start);
+        prefetch_matrix<true>(solved, n), prefetch_matrix<true>(gains, n);
+      }
       prefetch_rows<true>(problem.o, group, size, start, n, dim_v);
       prefetch_rows(problem.q, group, size, start + n, chunk, dim);
       prefetch_rows(problem.k, group, size, start + n, chunk, dim);
@@ -555,13 +551,13 @@ struct MesaBackward {
   void weigh(const MesaProblem<T>& problem, const Group<Layout>& group, Index start, Index n) {
     const Index dim = problem.size.dim, dim_v = problem.size.dim_v;
     for (Index t = 0; t < n; ++t) {
-      Element* dk = out.data + t * out.rows;
-      Element* dv = out_v.data + t * out_v.rows;
-      const Element both = dot<Layout>(dk, k.data + t * k.rows, dim) + dot<Layout>(dv, v.data + t * v.rows, dim_v);
+      const Element both = dot<Layout>(out.data + t * out.rows, k.data + t * k.rows, dim) +
+                           dot<Layout>(out_v.data + t * out_v.rows, v.data + t * v.rows, dim_v);
       dwrite.data[t * dwrite.rows] = T(0.5) * both / gates.at(gates.decay, t);
-      scale_row<Layout>(dk, gates.factor(t), dim);
-      scale_row<Layout>(dv, gates.factor(t), dim_v);
     }
+    const auto factor = [this](Index t) { return gates.factor(t); };
+    scaled_rows<Layout>(out, constant(out), n, dim, factor);
+    scaled_rows<Layout>(out_v, constant(out_v), n, dim_v, factor);
     if (problem.dwrite.data != nullptr) store_rows(problem.dwrite, constant(dwrite), group, start, n, 1);
   }
 

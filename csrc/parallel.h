@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
-#include <exception>
+#include <memory>
 #include <new>
 #include <system_error>
 #include <thread>
@@ -42,14 +42,8 @@ void run_groups(const Kernel<Problem>& kernel, const Problem& problem, Index gro
   // a few blocks for each thread, so that one that is held up does not hold up the call
   const Index block = std::max<Index>(1, groups / (4 * workers));
   const Index bytes = kernel.workspace(problem.size);
-  std::vector<AlignedMemory*> memory;
-  struct Cleanup {
-    std::vector<AlignedMemory*>& owned;
-    ~Cleanup() {
-      for (AlignedMemory* each : owned) delete each;
-    }
-  } cleanup{memory};
-  for (Index worker = 0; worker < workers; ++worker) memory.push_back(new AlignedMemory(bytes));
+  std::vector<std::unique_ptr<AlignedMemory>> memory;
+  for (Index worker = 0; worker < workers; ++worker) memory.push_back(std::make_unique<AlignedMemory>(bytes));
   std::atomic<Index> next{0};
   const auto work = [&](void* workspace) {
     for (Index begin; (begin = next.fetch_add(block)) < groups;)

@@ -1,7 +1,6 @@
 """Which backend is chosen, and that compiled kernels are asked for nothing they do not do."""
 
-import sys
-from types import ModuleType
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -9,35 +8,38 @@ import torch
 
 import mesascope
 from mesascope.errors import InputError
+from mesascope.ops import kernels as compiled
 from mesascope.ops import mesa_attention
-from mesascope.ops.mesa import backends, native_available, native_supports, reference
+from mesascope.ops.mesa import backends, native, native_available, native_supports, reference
+from mesascope.ops.mesa.case import Case as BackendCase
 
 from .mesa_cases import Case, draw
 
 
-class Kernels(ModuleType):
+class Kernels:
     """Stands for compiled kernels."""
 
     def __init__(self, available: bool = True, supported: bool = True) -> None:
-        super().__init__(backends.NATIVE)
         self.supported, self.is_available = supported, available
-        self.calls: list[tuple[Any, ...]] = []
+        self.calls: list[BackendCase] = []
 
     def available(self) -> bool:
         return self.is_available
 
-    def supports(self, *case: Any) -> bool:
+    def supports(self, case: BackendCase) -> bool:
         return self.supported
 
-    def attend(self, *case: Any) -> Any:
+    def attend(self, case: BackendCase) -> Any:
         self.calls.append(case)
-        return reference.attend(*case)
+        return reference.attend(case)
 
 
 def install(monkeypatch: pytest.MonkeyPatch, kernels: Kernels | None) -> None:
-    monkeypatch.setattr(backends, "NATIVE", f"{backends.NATIVE}_of_a_test")
-    if kernels is not None:
-        monkeypatch.setitem(sys.modules, backends.NATIVE, kernels)
+    """Put `kernels` in place of the native backend, or leave it without a compiled module."""
+    if kernels is None:
+        monkeypatch.setattr(native, "native_kernels", lambda: None)
+    else:
+        monkeypatch.setattr(backends, "native", kernels)
 
 
 @pytest.fixture
@@ -78,19 +80,28 @@ def test_auto_leaves_to_the_chunks_what_the_kernels_do_not_do(
     install(monkeypatch, kernels)
     mesa_attention(*operands)
     assert not kernels.calls
-    assert not native_supports((*operands, None, None, "initial", None, False))
+    assert not native_supports(BackendCase(*operands, None, None, "initial", None, False))
     empty = Kernels()
     install(monkeypatch, empty)
     mesa_attention(*(operand[:, :0] for operand in operands[:3]), operands[3])
     assert not empty.calls
 
 
+@pytest.fixture
+def searched_again(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The compiled module is looked for anew, in the test and after it."""
+    monkeypatch.delenv("MESASCOPE_NATIVE", raising=False)
+    compiled.native_kernels.cache_clear()
+    yield
+    compiled.native_kernels.cache_clear()
+
+
 def test_kernels_that_are_broken_are_not_hidden(
-    monkeypatch: pytest.MonkeyPatch, operands: tuple[torch.Tensor, ...], tmp_path: Any
+    monkeypatch: pytest.MonkeyPatch, operands: tuple[torch.Tensor, ...], tmp_path: Any, searched_again: None
 ) -> None:
     (tmp_path / "broken_kernels.py").write_text("import a_library_that_does_not_exist\n")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(backends, "NATIVE", "broken_kernels")
+    monkeypatch.setattr(compiled, "MODULE", "broken_kernels")
     with pytest.raises(ModuleNotFoundError, match="a_library_that_does_not_exist"):
         mesa_attention(*operands)
 

@@ -8,7 +8,7 @@ import torch
 from mesascope.ops import linear_attention, softmax_attention
 from mesascope.ops.kernels import native_kernels
 from mesascope.ops.linear import linear_attention_product
-from mesascope.ops.mesa import native
+from mesascope.ops.mesa import native_operators
 from mesascope.ops.softmax import softmax_attention_product
 
 from .mesa_cases import REGULARIZERS, Case, draw, relative
@@ -39,7 +39,7 @@ def test_mesa_in_both_layouts(
     instruction_set: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(native, "_LAYOUT", layout)
+    monkeypatch.setattr(native_operators, "_LAYOUT", layout)
     operands = draw(Case(shape, regularizer, "forget and write", "row diagonal"))
     expected = {**operands.run("reference"), **operands.gradients("reference")}
     found = {**operands.run("native"), **operands.gradients("native")}

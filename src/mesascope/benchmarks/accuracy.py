@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mesascope.benchmarks.methods import Method, Shape, draw_operands
+from mesascope.ops import mesa_attention
 
 
 def solve_per_step(
@@ -15,16 +16,9 @@ def solve_per_step(
     v: Float[Tensor, "batch time heads d_v"],
     ridge: Float[Tensor, " heads"],
 ) -> Float[Tensor, "batch time heads d_v"]:
-    """o_t = G_t (sum_{t' <= t} k_t' k_t'^T + ridge I)^-1 q_t in float64: one dense solve per step, by definition.
-
-    Source: arXiv 2309.05858, eqs. 4-8. O(T D^3) time and O(T D^2) memory per head; shares nothing with the methods
-    that are compared with it.
-    """
+    """The mesa layer by its definition, one dense solve per step, in float64: `mesa_attention`, backend "reference"."""
     q, k, v, ridge = (operand.double() for operand in (q, k, v, ridge))
-    penalty = ridge[:, None, None] * torch.eye(k.shape[-1], dtype=torch.float64)
-    gram = torch.einsum("bthd,bthe->bthde", k, k).cumsum(1) + penalty
-    association = torch.einsum("bthd,bthe->bthde", v, k).cumsum(1)
-    return torch.einsum("bthde,bthe->bthd", association, torch.linalg.solve(gram, q))
+    return mesa_attention(q, k, v, ridge, backend="reference")
 
 
 def relative_errors(methods: Iterable[Method], shape: Shape) -> dict[str, float]:

@@ -17,22 +17,21 @@ from mesascope.ops.operators import Operator, operator
 @operator("linear_attention")
 def native_linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Causal linear attention, `[B, T, H, D] -> [B, T, H, Dv]`."""
-    o = torch.empty(v.shape, dtype=v.dtype)
+    o = _linear_output(q, k, v)
     kernel_module().linear_forward(q, k, v, o, torch.get_num_threads(), "auto")
     return o
 
 
 @operator("linear_attention_backward")
 def _linear_backward(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    dq, dk, dv = (torch.empty(operand.shape, dtype=operand.dtype) for operand in (q, k, v))
-    kernel_module().linear_backward(q, k, v, g, dq, dk, dv, torch.get_num_threads(), "auto")
-    return dq, dk, dv
+    gradients = _gradient_buffers(q, k, v, g)
+    kernel_module().linear_backward(q, k, v, g, *gradients, torch.get_num_threads(), "auto")
+    return gradients
 
 
 @operator("softmax_attention")
 def _softmax(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    o = torch.empty(v.shape, dtype=v.dtype)
-    normaliser = torch.empty((*q.shape[:3], 2), dtype=q.dtype)
+    o, normaliser = _softmax_outputs(q, k, v)
     scale = 1 / math.sqrt(q.shape[-1])
     kernel_module().softmax_forward(q, k, v, o, normaliser, scale, torch.get_num_threads())
     return o, normaliser
@@ -40,10 +39,9 @@ def _softmax(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 @operator("softmax_attention_backward")
 def _softmax_backward(q: Tensor, k: Tensor, v: Tensor, normaliser: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    dq, dk, dv = (torch.empty(operand.shape, dtype=operand.dtype) for operand in (q, k, v))
-    scale = 1 / math.sqrt(q.shape[-1])
-    kernel_module().softmax_backward(q, k, v, normaliser, g, dq, dk, dv, scale, torch.get_num_threads())
-    return dq, dk, dv
+    gradients, scale = _gradient_buffers(q, k, v, normaliser, g), 1 / math.sqrt(q.shape[-1])
+    kernel_module().softmax_backward(q, k, v, normaliser, g, *gradients, scale, torch.get_num_threads())
+    return gradients
 
 
 def native_softmax_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -52,24 +50,22 @@ def native_softmax_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return output
 
 
-@native_linear_attention.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _linear_output(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return v.new_empty(v.shape)
 
 
-@_softmax.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+def _softmax_outputs(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return v.new_empty(v.shape), q.new_empty((*q.shape[:3], 2))
 
 
-@_linear_backward.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _gradient_buffers(q: Tensor, k: Tensor, v: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
-@_softmax_backward.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, normaliser: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+native_linear_attention.register_fake(_linear_output)
+_softmax.register_fake(_softmax_outputs)
+for _operator in (_linear_backward, _softmax_backward):
+    _operator.register_fake(_gradient_buffers)
 
 
 def _keep_operands(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:

@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from mesascope.ops.mesa.backends import Case, choose
+from mesascope.ops.mesa.backends import choose
+from mesascope.ops.mesa.case import Case
 from mesascope.ops.mesa.checks import Operands, check_cu_seqlens, check_regularizer, prepare
 from mesascope.ops.mesa.chunked import solve_queries
 from mesascope.ops.mesa.gated import decay_inside
@@ -178,8 +179,8 @@ def _attend(
     """The output in the dtype it is computed in, and the state if it is wanted."""
     if state is not None:
         state.check(regularizer, operands.k, operands.v)
-    q, k, v, ridge = operands.q, operands.k, operands.v, operands.ridge
-    case: Case = (q, k, v, ridge, operands.log_forget, operands.write, regularizer, state, return_state)
+    q, v, ridge = operands.q, operands.v, operands.ridge
+    case = Case(q, operands.k, v, ridge, operands.log_forget, operands.write, regularizer, state, return_state)
     attend = choose(backend, case)
     if operands.empty():
         batch, _, heads, d = q.shape
@@ -187,7 +188,7 @@ def _attend(
         start = MesaState.initial(ridge, **sizes, regularizer=regularizer) if state is None else state
         return operands.empty_output(), start if return_state else None
     with _full_precision(q.device):
-        return attend(*case)
+        return attend(case)
 
 
 def _full_precision(device: torch.device) -> AbstractContextManager[Any]:

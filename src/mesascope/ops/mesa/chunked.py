@@ -10,24 +10,16 @@ import torch
 from torch import Tensor
 
 from mesascope.errors import InputError
+from mesascope.ops.mesa.case import Case
 from mesascope.ops.mesa.causal_solve import causal_solve
 from mesascope.ops.mesa.gated import gated_sum, remaining, remaining_at_end
 from mesascope.ops.mesa.problem import Regularizer
 from mesascope.ops.mesa.state import MesaState
 
 
-def attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    ridge: Tensor,
-    log_forget: Tensor | None,
-    write: Tensor | None,
-    regularizer: Regularizer,
-    state: MesaState | None,
-    return_state: bool,
-) -> tuple[Tensor, MesaState | None]:
+def attend(case: Case) -> tuple[Tensor, MesaState | None]:
     """Mesa attention of checked operands; see `Attend`."""
+    q, k, v, ridge, log_forget, write, regularizer, state, return_state = case
     q, k, v = (operand.transpose(1, 2) for operand in (q, k, v))
     log_forget, write = (None if gate is None else gate.transpose(1, 2) for gate in (log_forget, write))
     if state is not None:

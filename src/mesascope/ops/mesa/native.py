@@ -1,7 +1,7 @@
 """Mesa attention by the native kernels: fast on a CPU, exact, differentiable once.
 
-One pass over the tokens forward, two backward (arXiv 2309.05858, eqs. 4-20 and appendix C.2); kept for the backward
-pass are numbers of twice the size of k. Under torch.compile it is two opaque calls; vmap does not map it.
+Here is decided in which precision, and what the kernels cannot do is composed in torch; they are called in
+`native_operators.py`.
 """
 
 from dataclasses import dataclass
@@ -11,14 +11,13 @@ import torch
 from torch import Tensor
 
 from mesascope.errors import InputError
-from mesascope.ops.kernels import computable, kernel_module, native_kernels
+from mesascope.ops.kernels import computable, native_kernels
 from mesascope.ops.mesa import chunked
+from mesascope.ops.mesa.case import Case
 from mesascope.ops.mesa.gated import remaining_at_end
+from mesascope.ops.mesa.native_operators import mesa_forward
 from mesascope.ops.mesa.problem import LARGEST_RESIDUAL, Regularizer
 from mesascope.ops.mesa.state import MesaState
-from mesascope.ops.operators import operator
-
-_LAYOUT = "auto"
 
 
 def available() -> bool:
@@ -26,19 +25,9 @@ def available() -> bool:
     return native_kernels() is not None
 
 
-def supports(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    ridge: Tensor,
-    log_forget: Tensor | None,
-    write: Tensor | None,
-    regularizer: Regularizer,
-    state: MesaState | None,
-    return_state: bool,
-) -> bool:
+def supports(case: Case) -> bool:
     """Whether the kernels compute this case: operands on the CPU."""
-    return computable(q, k) and v.device == k.device
+    return computable(case.q, case.k)
 
 
 @torch.no_grad()
@@ -71,41 +60,24 @@ class _Conditioning:
 
 
 @torch.no_grad()
-def _conditioning(
-    k: Tensor,
-    ridge: Tensor,
-    log_forget: Tensor | None,
-    write: Tensor | None,
-    regularizer: Regularizer,
-    state: MesaState | None,
-) -> _Conditioning:
-    squares = torch.linalg.vector_norm(k, dim=-1).square()
-    if write is not None:
-        squares = squares * write
-    largest, smallest = ridge.amax(-1), ridge.amin(-1)
-    if state is not None:
-        spread = state.matrix.diagonal(dim1=-2, dim2=-1)
-        if regularizer == "constant":
+def _conditioning(case: Case) -> _Conditioning:
+    squares = torch.linalg.vector_norm(case.k, dim=-1).square()
+    if case.write is not None:
+        squares = squares * case.write
+    largest, smallest = case.ridge.amax(-1), case.ridge.amin(-1)
+    if case.state is not None:
+        spread = case.state.matrix.diagonal(dim1=-2, dim2=-1)
+        if case.regularizer == "constant":
             largest = largest + spread.sum(-1)
         else:
             largest, smallest = 1 / spread.amin(-1), 1 / spread.amax(-1)
-    if log_forget is not None and regularizer == "initial":
-        smallest = smallest * log_forget.sum(1).exp()
+    if case.log_forget is not None and case.regularizer == "initial":
+        smallest = smallest * case.log_forget.sum(1).exp()
     condition, gain = (largest + squares.sum(1)) / smallest, squares.amax(1) / smallest
     return _Conditioning(float(condition.max()), float(gain.max()))
 
 
-def attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    ridge: Tensor,
-    log_forget: Tensor | None,
-    write: Tensor | None,
-    regularizer: Regularizer,
-    state: MesaState | None,
-    return_state: bool,
-) -> tuple[Tensor, MesaState | None]:
+def attend(case: Case) -> tuple[Tensor, MesaState | None]:
     """Mesa attention of checked operands; see `Attend`.
 
     Where bounds that are cheap to tell say that float32 could lose too many digits it is computed in float64, and where
@@ -114,16 +86,16 @@ def attend(
     Raises:
         InputError: the operands are not on the CPU, or the problem is singular in float64.
     """
-    if not computable(q, k):
+    q, k, v, ridge, log_forget, write, regularizer, state, return_state = case
+    if not supports(case):
         raise InputError(f"backend: got 'native', but the kernels compute on the CPU and q is on {q.device}")
-    bounds = _conditioning(k, ridge, log_forget, write, regularizer, state)
+    if state is not None and not _usable(state):
+        return chunked.attend(case)
+    single = k.dtype == torch.float32
     # the gradient of a state takes two products with its inverse
     tracked_state = torch.is_grad_enabled() and state is not None and state.matrix.requires_grad
-    if state is not None and not _usable(state):
-        return chunked.attend(q, k, v, ridge, log_forget, write, regularizer, state, return_state)
-    if not bounds.allow(k.dtype) or (k.dtype == torch.float32 and tracked_state):
-        case = (q, k, v, ridge, log_forget, write, regularizer, state, return_state)
-        return _in_double(*case) if k.dtype == torch.float32 else chunked.attend(*case)
+    if not _conditioning(case).allow(k.dtype) or (single and tracked_state):
+        return _in_double(case) if single else chunked.attend(case)
     matrix = association = None
     if state is not None:
         matrix, association = (state.matrix + state.matrix.mT) / 2, state.association
@@ -134,7 +106,7 @@ def attend(
         start = torch.linalg.inv(matrix.double() + torch.diag_embed(ridge.double())).to(k.dtype)
     operands = (q, k, v, ridge[:, None], write, log_forget, start, association)
     tracked = torch.is_grad_enabled() and any(operand is not None and operand.requires_grad for operand in operands)
-    o, _, final_matrix, final_association = _forward(*operands, constant, tracked, return_state)
+    o, _, final_matrix, final_association = mesa_forward(*operands, constant, tracked, return_state)
     if not return_state:
         return o, None
     if tracked or regularizer == "constant":
@@ -142,23 +114,14 @@ def attend(
     return o, MesaState(regularizer, final_matrix, final_association)
 
 
-def _in_double(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    ridge: Tensor,
-    log_forget: Tensor | None,
-    write: Tensor | None,
-    regularizer: Regularizer,
-    state: MesaState | None,
-    return_state: bool,
-) -> tuple[Tensor, MesaState | None]:
+def _in_double(case: Case) -> tuple[Tensor, MesaState | None]:
     """The same in float64, given back in float32."""
-    forget, strength = (None if gate is None else gate.double() for gate in (log_forget, write))
-    start = None if state is None else state.to(dtype=torch.float64)
-    q64, k64, v64, ridge64 = (operand.double() for operand in (q, k, v, ridge))
-    o, final = attend(q64, k64, v64, ridge64, forget, strength, regularizer, start, return_state)
-    return o.to(q.dtype), None if final is None else final.to(dtype=q.dtype)
+    changed: dict[str, Any] = {
+        name: value.double() for name, value in case._asdict().items() if isinstance(value, Tensor)
+    }
+    state = None if case.state is None else case.state.to(dtype=torch.float64)
+    o, final = attend(case._replace(**changed, state=state))
+    return o.to(case.q.dtype), None if final is None else final.to(dtype=case.q.dtype)
 
 
 def _final_state(
@@ -193,157 +156,3 @@ def _final_state(
     if association is not None:
         final_association = final_association + kept * association.double()
     return gram.to(k.dtype), final_association.to(k.dtype)
-
-
-@operator("mesa_attention")
-def _forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    ridge: Tensor,
-    write: Tensor | None,
-    log_forget: Tensor | None,
-    matrix: Tensor | None,
-    association: Tensor | None,
-    constant: bool,
-    save: bool,
-    final: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """o, what the backward pass needs, the final matrix and G_T; empty what is not asked for.
-
-    `matrix` is H_0^-1, or C_0 if `constant`.
-    """
-    (batch, time, heads, d), d_v = k.shape, v.shape[-1]
-    kernels = kernel_module()
-    saved_size = kernels.mesa_saved_size_float if k.dtype == torch.float32 else kernels.mesa_saved_size_double
-    saved = k.new_empty(saved_size(batch, time, heads, d, d_v, _LAYOUT) if save else 0)
-    states = (k.new_empty(batch, heads, d, d), k.new_empty(batch, heads, d_v, d)) if final else (None, None)
-    o = torch.empty(v.shape, dtype=v.dtype)
-    start = (_contiguous(matrix), _contiguous(association), constant)
-    threads = torch.get_num_threads()
-    kernels.mesa_forward(q, k, v, ridge, write, log_forget, *start, o, saved, *states, threads, _LAYOUT)
-    return o, saved, _given(states[0], k), _given(states[1], k)
-
-
-@operator("mesa_attention_backward")
-def _backward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    ridge: Tensor,
-    write: Tensor | None,
-    log_forget: Tensor | None,
-    matrix: Tensor | None,
-    association: Tensor | None,
-    constant: bool,
-    saved: Tensor,
-    g: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v, ridge `[B, H, D]`, write, the penalties, the sum of pairs and dG_0; empty if not needed."""
-    (batch, _, heads, d), d_v = k.shape, v.shape[-1]
-    dq, dk, dv = (torch.empty(operand.shape, dtype=operand.dtype) for operand in (q, k, v))
-    dridge = k.new_empty(batch, heads, d)
-    dwrite = None if write is None and log_forget is None else k.new_empty(k.shape[:3])
-    penalty = k.new_empty(k.shape[:3]) if constant else None
-    pairs = None if matrix is None else k.new_empty(batch, heads, d, d)
-    dassociation = None if association is None else k.new_empty(batch, heads, d_v, d)
-    start = (_contiguous(matrix), _contiguous(association), constant)
-    gradients = (dq, dk, dv, dridge, dwrite, penalty, dassociation, pairs)
-    threads = torch.get_num_threads()
-    kernel_module().mesa_backward(q, k, v, ridge, write, log_forget, *start, saved, g, *gradients, threads, _LAYOUT)
-    return dq, dk, dv, dridge, _given(dwrite, k), _given(penalty, k), _given(pairs, k), _given(dassociation, k)
-
-
-def _given(tensor: Tensor | None, like: Tensor) -> Tensor:
-    """An operator returns tensors only: an empty one stands for none."""
-    return like.new_empty(0) if tensor is None else tensor
-
-
-def _contiguous(matrix: Tensor | None) -> Tensor | None:
-    return None if matrix is None else matrix.contiguous()
-
-
-@_forward.register_fake
-def _(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    ridge: Tensor,
-    write: Tensor | None,
-    log_forget: Tensor | None,
-    matrix: Tensor | None,
-    association: Tensor | None,
-    constant: bool,
-    save: bool,
-    final: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    (batch, _, heads, d), d_v = k.shape, v.shape[-1]
-    saved = k.new_empty(torch.library.get_ctx().new_dynamic_size() if save else 0)
-    states = ((batch, heads, d, d), (batch, heads, d_v, d)) if final else ((0,), (0,))
-    return v.new_empty(v.shape), saved, k.new_empty(states[0]), k.new_empty(states[1])
-
-
-@_backward.register_fake
-def _(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    ridge: Tensor,
-    write: Tensor | None,
-    log_forget: Tensor | None,
-    matrix: Tensor | None,
-    association: Tensor | None,
-    constant: bool,
-    saved: Tensor,
-    g: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    (batch, _, heads, d), d_v = k.shape, v.shape[-1]
-    gated = write is not None or log_forget is not None
-    return (
-        q.new_empty(q.shape),
-        k.new_empty(k.shape),
-        v.new_empty(v.shape),
-        k.new_empty(batch, heads, d),
-        k.new_empty(k.shape[:3] if gated else 0),
-        k.new_empty(k.shape[:3] if constant else 0),
-        k.new_empty(0 if matrix is None else (batch, heads, d, d)),
-        k.new_empty(0 if association is None else (batch, heads, d_v, d)),
-    )
-
-
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.constant, _, _ = inputs
-    o, saved, *_ = output
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(*tensors, saved, o)
-
-
-def _gradients(ctx: Any, g: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    *operands, saved, o = ctx.saved_tensors
-    q, k, _, _, write, log_forget, matrix, association = operands
-    dq, dk, dv, dridge, dwrite, penalty, pairs, dassociation = _backward(*operands, ctx.constant, saved, g)
-    dforget = dmatrix = None
-    if log_forget is not None:
-        terms = (g * o).sum(-1, dtype=torch.float64) - (dq * q).sum(-1, dtype=torch.float64)
-        terms -= dwrite.double() * (1 if write is None else write)
-        if ctx.constant:
-            terms += penalty
-        # of both signs: summed in float64, or the first tokens of a long sequence keep few digits
-        dforget = terms.flip(1).cumsum(1).flip(1).to(k.dtype)
-    if matrix is not None:
-        dmatrix = -pairs.double()
-        if not ctx.constant:
-            # pairs are -dL/dH_0, and R_0 = H_0^-1
-            start = torch.linalg.inv(matrix.double())
-            dmatrix = -start @ dmatrix @ start
-        dmatrix = ((dmatrix + dmatrix.mT) / 2).to(k.dtype)
-    without_ridge = matrix is not None and not ctx.constant
-    return (
-        *(dq, dk, dv, None if without_ridge else dridge[:, None]),
-        *(None if write is None else dwrite, dforget, dmatrix, None if association is None else dassociation),
-        *(None, None, None),
-    )
-
-
-_forward.register_autograd(_gradients, setup_context=_keep)
-_backward.refuse_gradient()

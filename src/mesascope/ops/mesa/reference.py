@@ -3,26 +3,18 @@
 import torch
 from torch import Tensor
 
+from mesascope.ops.mesa.case import Case
 from mesascope.ops.mesa.checks import tracing
-from mesascope.ops.mesa.problem import LARGEST_RESIDUAL, Regularizer, relative_size, singular
+from mesascope.ops.mesa.problem import LARGEST_RESIDUAL, relative_size, singular
 from mesascope.ops.mesa.state import MesaState
 
 
-def attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    ridge: Tensor,
-    log_forget: Tensor | None,
-    write: Tensor | None,
-    regularizer: Regularizer,
-    state: MesaState | None,
-    return_state: bool,
-) -> tuple[Tensor, MesaState | None]:
+def attend(case: Case) -> tuple[Tensor, MesaState | None]:
     """Mesa attention of checked operands; see `Attend`. O(T D^3) time and O(T D^2) memory, returned in their dtype.
 
     H_t and G_t are built token by token as in arXiv 2309.05858, eqs. 4-13, and differentiated by autograd.
     """
+    q, k, v, ridge, log_forget, write, regularizer, state, return_state = case
     dtype = q.dtype
     ones = torch.ones(k.shape[:3], dtype=torch.float64, device=k.device)
     keep, strength = (

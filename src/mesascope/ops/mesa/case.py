@@ -1,0 +1,32 @@
+"""What a backend of mesa attention is given."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from mesascope.ops.mesa.problem import Regularizer
+from mesascope.ops.mesa.state import MesaState
+
+
+class Case(NamedTuple):
+    """Checked operands: all in one dtype, float32 or float64, on one device, and with no empty dimension but Dv.
+
+    Attributes:
+        q, k: `[B, T, H, D]`.
+        v: `[B, T, H, Dv]`.
+        ridge: `[B, H, D]`, often expanded.
+        log_forget, write: `[B, T, H]` or None.
+        regularizer: "initial" or "constant".
+        state: to start from, or None; with "initial" the ridge is inside it and the operand is not used.
+        return_state: whether the state after the last token is wanted.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    ridge: Tensor
+    log_forget: Tensor | None
+    write: Tensor | None
+    regularizer: Regularizer
+    state: MesaState | None
+    return_state: bool
