@@ -1,5 +1,6 @@
 """Analyses: which algorithm a model runs, and how well that explains it."""
 
+from mesascope.uncover.capture import CapturableModel, HookedModel, InputOf, ResidualStream, residual_stream
 from mesascope.uncover.comparison import Curves, loss_curves, prediction_difference
 from mesascope.uncover.compression import (
     AllBlocks,
@@ -34,11 +35,15 @@ __all__ = [
     "PROPOSITION_1_FOLDED",
     "AllBlocks",
     "BlockSelection",
+    "CapturableModel",
     "CompressedAlgorithm",
     "Curves",
+    "HookedModel",
+    "InputOf",
     "LargestBlocks",
     "LiveBlocks",
     "ProductPattern",
+    "ResidualStream",
     "WeightProducts",
     "block_diagonality",
     "block_scalars",
@@ -52,6 +57,7 @@ __all__ = [
     "loss_curves",
     "pattern_share",
     "prediction_difference",
+    "residual_stream",
     "weight_product_figure",
     "weight_products",
 ]
