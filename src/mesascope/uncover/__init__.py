@@ -11,7 +11,10 @@ from mesascope.uncover.compression import (
     compress,
     extract_algorithm,
 )
+from mesascope.uncover.decoding import hidden_state_probes, target_probes, token_probes
 from mesascope.uncover.interpolation import interpolate
+from mesascope.uncover.probe_results import ControlledProbe, Estimate, ProbeResult, Quantity
+from mesascope.uncover.probes import ProbeFit, probe, probe_with_controls
 from mesascope.uncover.weight_products import (
     FOLDED_LABELS,
     PROPOSITION_1,
@@ -37,12 +40,17 @@ __all__ = [
     "BlockSelection",
     "CapturableModel",
     "CompressedAlgorithm",
+    "ControlledProbe",
     "Curves",
+    "Estimate",
     "HookedModel",
     "InputOf",
     "LargestBlocks",
     "LiveBlocks",
+    "ProbeFit",
+    "ProbeResult",
     "ProductPattern",
+    "Quantity",
     "ResidualStream",
     "WeightProducts",
     "block_diagonality",
@@ -53,11 +61,16 @@ __all__ = [
     "diagonal_energy",
     "extract_algorithm",
     "fold_inputs",
+    "hidden_state_probes",
     "interpolate",
     "loss_curves",
     "pattern_share",
     "prediction_difference",
+    "probe",
+    "probe_with_controls",
     "residual_stream",
+    "target_probes",
+    "token_probes",
     "weight_product_figure",
     "weight_products",
 ]
