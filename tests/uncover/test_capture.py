@@ -171,5 +171,18 @@ def test_arguments_are_checked(sequences: Sequences, foreign: Foreign) -> None:
     model = HookedModel(foreign, POINTS)
     with pytest.raises(InputError, match="batch_size: got 0, but it must be at least 1"):
         residual_stream(model, sequences, batch_size=0)
-    with pytest.raises(InputError, match="layer: got 3, but it must be between 0 and 2"):
+    with pytest.raises(InputError, match=r"layer: got 3, but it must be at one of the depths Inp\., 1, 2"):
         residual_stream(model, sequences).layer(3)
+    for layers in ([], [3], [0, -1]):
+        with pytest.raises(InputError, match=r"layers: got .*, but it must be at least one number between 0 and 2"):
+            residual_stream(model, sequences, layers=layers)
+
+
+def test_some_depths_can_be_read_alone(sequences: Sequences, foreign: Foreign) -> None:
+    model = HookedModel(foreign, POINTS)
+    everything, some = residual_stream(model, sequences), residual_stream(model, sequences, layers=[2, 0])
+    assert some.labels == ("2", "Inp.")
+    assert torch.equal(some.values, everything.values[[2, 0]])
+    assert torch.equal(some.layer(2).values, everything.layer(2).values)
+    with pytest.raises(InputError, match=r"layer: got 1, but it must be at one of the depths 2, Inp\."):
+        some.layer(1)

@@ -128,7 +128,7 @@ def test_errors(sequences: Sequences, bound: ResidualStream, blank: ResidualStre
         ({"at": 0}, "at: got 0, but it must be between 1 and 9"),
         ({"at": 5, "reach": 5}, "reach: got 5, but it must be at least 0 and less than the time step 5"),
         ({"reach": -1}, "reach: got -1, but it must be at least 0"),
-        ({"layer": 2}, "layer: got 2, but it must be between 0 and 1"),
+        ({"layer": 2}, r"layer: got 2, but it must be at one of the depths Inp\., 1"),
     ):
         with pytest.raises(InputError, match=message):
             token_probes(bound, blank, sequences, generator=generator(), **arguments)

@@ -123,27 +123,35 @@ class ResidualStream:
         """One depth: 0 for the embedded input, l for the stream after block l.
 
         Raises:
-            InputError: the model is not that deep.
+            InputError: the stream was not read at this depth.
         """
-        require(0 <= layer < len(self.labels), "layer", layer, f"between 0 and {len(self.labels) - 1}")
-        return ResidualStream(self.labels[layer : layer + 1], self.values[layer : layer + 1], self.time_steps)
+        label = _depth_label(layer)
+        require(label in self.labels, "layer", layer, f"at one of the depths {', '.join(self.labels)}")
+        index = self.labels.index(label)
+        return ResidualStream((label,), self.values[index : index + 1], self.time_steps)
 
 
 @torch.no_grad()
-def residual_stream(model: CapturableModel, sequences: Sequences, *, batch_size: int = 256) -> ResidualStream:
-    """The embedded input and the residual stream after every block.
+def residual_stream(
+    model: CapturableModel, sequences: Sequences, *, layers: Sequence[int] | None = None, batch_size: int = 256
+) -> ResidualStream:
+    """The residual stream of a model at the depths asked for.
 
     Args:
         model: with activations `embed` and `blocks.0.resid_post`, `blocks.1.resid_post`, ...
         sequences: what it reads.
+        layers: depths, 0 for the embedded input and l for the stream after block l; None: all of them.
         batch_size: sequences per forward pass.
 
     Raises:
-        InputError: the model lacks one of these activations, or they differ in shape.
+        InputError: the model is not that deep, lacks one of these activations, or they differ in shape.
     """
     require(batch_size >= 1, "batch_size", batch_size, "at least 1")
     depth = sum(name.startswith("blocks.") and name.endswith(".resid_post") for name in model.activation_names())
-    names = ["embed", *(f"blocks.{index}.resid_post" for index in range(depth))]
+    layers = range(depth + 1) if layers is None else layers
+    allowed = f"at least one number between 0 and {depth}"
+    require(len(layers) >= 1 and all(0 <= layer <= depth for layer in layers), "layers", list(layers), allowed)
+    names = ["embed" if layer == 0 else f"blocks.{layer - 1}.resid_post" for layer in layers]
     parts = []
     for start in range(0, sequences.batch_size, batch_size):
         captured = model.run(sequences.tokens[start : start + batch_size], names).activations
@@ -151,8 +159,12 @@ def residual_stream(model: CapturableModel, sequences: Sequences, *, batch_size:
         require(len(shapes) == 1, "model", shapes, "a model whose residual stream has the same shape at every depth")
         parts.append(torch.stack([captured[name] for name in names]))
     values = torch.cat(parts, dim=1)
-    labels = ("Inp.", *(str(layer) for layer in range(1, depth + 1)))
+    labels = tuple(_depth_label(layer) for layer in layers)
     return ResidualStream(labels, values, tuple(range(1, values.shape[2] + 1)))
+
+
+def _depth_label(layer: int) -> str:
+    return "Inp." if layer == 0 else str(layer)
 
 
 def _first_tensor(output: Any) -> Tensor:
