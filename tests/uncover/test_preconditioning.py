@@ -8,6 +8,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from mesascope.constructions import proposition_2
 from mesascope.errors import InputError
 from mesascope.learners import (
     ConjugateGradientRegression,
@@ -18,12 +19,26 @@ from mesascope.learners import (
     Regressors,
     RichardsonRegression,
     RidgeRegression,
+    TunedChebyshevRegression,
     Window,
     polynomial_moments,
     tune_chebyshev,
 )
-from mesascope.tasks import Dynamics, Sequences, fully_observed_linear, nonlinear, partially_observed_linear
-from mesascope.uncover.preconditioning import ordinary, preconditioned_inputs
+from mesascope.tasks import (
+    ConstructedTokens,
+    Dynamics,
+    Sequences,
+    fully_observed_linear,
+    nonlinear,
+    partially_observed_linear,
+)
+from mesascope.uncover import (
+    ResidualStream,
+    ordinary,
+    preconditioned_inputs,
+    preconditioning_probes,
+    residual_stream,
+)
 
 Array = NDArray[np.float64]
 
@@ -158,3 +173,57 @@ def test_a_ridge_that_is_too_small_is_an_error() -> None:
     large = replace(sequences, observations=1e4 * sequences.observations)
     with pytest.raises(InputError, match="ridge"):
         preconditioned_inputs(large, RidgeRegression(1e-9))
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(5)
+
+
+def test_probes_find_the_algorithm_of_a_constructed_model() -> None:
+    """Three layers of Proposition 2 hold exactly their own preconditioned input, and only after the third."""
+    alphas, momenta, ridge = (0.3, 0.2, 0.1), (0.0, 0.4, 0.2), 0.1
+    sequences = draw(fully_observed_linear(4, 12, ConstructedTokens()), 200)
+    model = residual_stream(proposition_2(4, alphas, momenta, ridge, dtype=torch.float64), sequences)
+    untrained = replace(model, values=torch.randn(model.values.shape, generator=generator(), dtype=torch.float64))
+    # the construction starts at x = s_t, which a first step of size 1 reaches from zero
+    own = TunedChebyshevRegression((1.0, *alphas), (0.0, *momenta), "none", ridge)
+    found = preconditioning_probes(model, untrained, sequences, own, generator=generator())
+    losses = found.cleaned.model.loss.value
+    late = slice(5, None)
+    # the fourth layer takes the gradient step and leaves the preconditioned input where it is
+    assert (losses[3:] < 1e-9).all()
+    assert (losses[:3, late] > 1e-3).all()
+    assert (found.uncleaned.model.loss.value[3:] < 1e-9).all()
+    for control in (found.cleaned.untrained, found.cleaned.shuffled):
+        assert (control.loss.value[:, late] > 1e-3).all()
+    shifted = replace(sequences, observations=torch.roll(sequences.observations, 1, dims=1))
+    wrong = preconditioning_probes(model, untrained, shifted, own, generator=generator())
+    assert (wrong.cleaned.model.loss.value[3, late] > 1e-4).all()
+
+
+def test_probes_find_a_planted_input_at_chosen_time_steps() -> None:
+    sequences = draw(fully_observed_linear(4, 12), 300)
+    learner = RidgeRegression(0.1)
+    inner, seen = preconditioned_inputs(sequences, learner), sequences.observations
+    mix = torch.randn(8, 8, generator=generator(), dtype=torch.float64)
+    noise = torch.randn(inner.shape, generator=generator(), dtype=torch.float64)
+    planted = (torch.cat([seen, noise], -1) @ mix, torch.cat([seen, inner], -1) @ mix)
+    steps = (3, 7, 12)
+    at = [step - 1 for step in steps]
+    stream = ResidualStream(("Inp.", "1"), torch.stack(planted)[:, :, at], steps)
+    untrained = replace(stream, values=stream.values.flip(1))
+    found = preconditioning_probes(stream, untrained, sequences, learner, generator=generator(), z_score=1.5)
+    kept = ordinary(inner, 1.5)[:, at]
+    np.testing.assert_allclose(found.dropped, 1 - kept.double().mean(0).numpy())
+    assert (found.dropped > 0).all()
+    assert (found.cleaned.model.loss.value[1] < 1e-12).all()
+    assert (found.cleaned.model.loss.value[0] > 1e-3).all()
+    counts = found.cleaned.model.num_fitted + found.cleaned.model.num_held_out
+    np.testing.assert_array_equal(counts, kept.sum(0).numpy())
+    np.testing.assert_array_equal(found.uncleaned.model.num_held_out, 150)
+    for control in (found.cleaned.untrained, found.cleaned.shuffled):
+        assert (control.loss.value > 1e-3).all()
+    # one map cannot predict with the W* of every sequence
+    assert found.next_observation.r2.value.shape == (1, 3)
+    assert (found.next_observation.r2.value < 0.05).all()
+    np.testing.assert_array_equal(found.next_observation.time_steps, steps)
