@@ -25,7 +25,7 @@ from mesascope.learners.regression import (
     Regressors,
     chunks,
     in_context_data,
-    predict_in_context,
+    predict_preconditioned,
 )
 from mesascope.tasks.sequences import Sequences
 
@@ -62,14 +62,14 @@ class PolynomialRegression:
 
     @torch.no_grad()
     def predict(self, sequences: Sequences) -> Float[Tensor, "batch time n_s"]:
-        return predict_in_context(sequences, self.regressors, self._regress)
+        return predict_preconditioned(sequences, self)
 
-    def _regress(self, data: InContextData) -> Tensor:
+    def precondition(self, data: InContextData) -> Float[Tensor, "batch time d"]:
         apply, inputs = scaled_problem(data, self.scale, self.ridge)
         solved = self.coefficients[-1] * inputs
         for coefficient in reversed(self.coefficients[:-1]):
             solved = apply(solved) + coefficient * inputs
-        return data.associate(solved)
+        return solved
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mesascope.errors import require
-from mesascope.learners.regression import CausalGram, InContextData, Observations, Regressors, predict_in_context
+from mesascope.learners.regression import (
+    CausalGram,
+    InContextData,
+    Observations,
+    Regressors,
+    predict_preconditioned,
+)
 from mesascope.ops.solvers import (
     Apply,
     chebyshev,
@@ -102,12 +108,12 @@ class NeumannRegression:
 
     @torch.no_grad()
     def predict(self, sequences: Sequences) -> Float[Tensor, "batch time n_s"]:
-        return predict_in_context(sequences, self.regressors, self._regress)
+        return predict_preconditioned(sequences, self)
 
-    def _regress(self, data: InContextData) -> Tensor:
+    def precondition(self, data: InContextData) -> Float[Tensor, "batch time d"]:
         gram = CausalGram(data.keys, self.ridge)
         _, high = self.bounds(gram)
-        return data.associate(neumann(gram.apply, data.queries, self.degree, high))
+        return neumann(gram.apply, data.queries, self.degree, high)
 
 
 @dataclass(frozen=True)
@@ -139,11 +145,11 @@ class RichardsonRegression:
 
     @torch.no_grad()
     def predict(self, sequences: Sequences) -> Float[Tensor, "batch time n_s"]:
-        return predict_in_context(sequences, self.regressors, self._regress)
+        return predict_preconditioned(sequences, self)
 
-    def _regress(self, data: InContextData) -> Tensor:
+    def precondition(self, data: InContextData) -> Float[Tensor, "batch time d"]:
         gram = CausalGram(data.keys, self.ridge)
-        return data.associate(richardson(gram.apply, data.queries, self.step_sizes))
+        return richardson(gram.apply, data.queries, self.step_sizes)
 
 
 @dataclass(frozen=True)
@@ -171,12 +177,12 @@ class ChebyshevRegression:
 
     @torch.no_grad()
     def predict(self, sequences: Sequences) -> Float[Tensor, "batch time n_s"]:
-        return predict_in_context(sequences, self.regressors, self._regress)
+        return predict_preconditioned(sequences, self)
 
-    def _regress(self, data: InContextData) -> Tensor:
+    def precondition(self, data: InContextData) -> Float[Tensor, "batch time d"]:
         gram = CausalGram(data.keys, self.ridge)
         low, high = self.bounds(gram)
-        return data.associate(chebyshev(gram.apply, data.queries, self.degree + 1, low, high))
+        return chebyshev(gram.apply, data.queries, self.degree + 1, low, high)
 
 
 @dataclass(frozen=True)
@@ -215,11 +221,11 @@ class TunedChebyshevRegression:
 
     @torch.no_grad()
     def predict(self, sequences: Sequences) -> Float[Tensor, "batch time n_s"]:
-        return predict_in_context(sequences, self.regressors, self._regress)
+        return predict_preconditioned(sequences, self)
 
-    def _regress(self, data: InContextData) -> Tensor:
+    def precondition(self, data: InContextData) -> Float[Tensor, "batch time d"]:
         apply, inputs = scaled_problem(data, self.scale, self.ridge)
-        return data.associate(momentum_richardson(apply, inputs, self.step_sizes, self.momenta))
+        return momentum_richardson(apply, inputs, self.step_sizes, self.momenta)
 
 
 @dataclass(frozen=True)
@@ -249,11 +255,11 @@ class ConjugateGradientRegression:
 
     @torch.no_grad()
     def predict(self, sequences: Sequences) -> Float[Tensor, "batch time n_s"]:
-        return predict_in_context(sequences, self.regressors, self._regress)
+        return predict_preconditioned(sequences, self)
 
-    def _regress(self, data: InContextData) -> Tensor:
+    def precondition(self, data: InContextData) -> Float[Tensor, "batch time d"]:
         gram = CausalGram(data.keys, self.ridge)
-        return data.associate(conjugate_gradients(gram.apply, data.queries, self.steps, self.tolerance))
+        return conjugate_gradients(gram.apply, data.queries, self.steps, self.tolerance)
 
 
 def scaled_problem(data: InContextData, scale: Scale, ridge: float) -> tuple[Apply, Float[Tensor, "batch time d"]]:

@@ -9,6 +9,7 @@ matrices with a vector of every time step is one causal linear attention: no lea
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from mesascope.errors import require
 from mesascope.ops import linear_attention
+from mesascope.ops.mesa.causal_solve import causal_solve
 from mesascope.tasks.dynamics import MLPFeatures
 from mesascope.tasks.sequences import Sequences, shift_right
 from mesascope.tasks.tokens import WindowTokens
@@ -137,6 +139,25 @@ def predict_in_context(
     return torch.cat(parts)
 
 
+@runtime_checkable
+class Preconditioner(Protocol):
+    """A learner that predicts C_t x~_t, where x~_t is what it makes of A_t^-1 x_t."""
+
+    @property
+    def regressors(self) -> Regressors:
+        """x."""
+        ...
+
+    def precondition(self, data: InContextData) -> Float[Tensor, "batch time d"]:
+        """x~_t for all t: what layers that run this learner hold before their gradient step."""
+        ...
+
+
+def predict_preconditioned(sequences: Sequences, learner: Preconditioner) -> Float[Tensor, "batch time n_s"]:
+    """C_t x~_t in the dtype of the observations, a part of the batch at a time."""
+    return predict_in_context(sequences, learner.regressors, lambda data: data.associate(learner.precondition(data)))
+
+
 @dataclass(frozen=True)
 class CausalGram:
     """A_t = sum_{i <= t} k_i k_i^T + ridge I for every time step t, without forming a d x d matrix.
@@ -155,6 +176,15 @@ class CausalGram:
     def apply(self, x: Float[Tensor, "batch time d"]) -> Float[Tensor, "batch time d"]:
         """A_t x_t for all t: one causal linear attention whose values are its keys."""
         return _attend(x, self.keys, self.keys) + self.ridge * x
+
+    def solve(self, x: Float[Tensor, "batch time d"]) -> Float[Tensor, "batch time d"]:
+        """A_t^-1 x_t for all t, by recursive least squares that is refined and verified.
+
+        Raises:
+            InputError: the ridge is too small for keys of this size.
+        """
+        ridge = self.keys.new_full((self.keys.shape[0], 1, self.keys.shape[2]), self.ridge)
+        return causal_solve(x[:, None], self.keys[:, None], None, None, ridge, None, "initial")[:, 0]
 
     def trace(self) -> Float[Tensor, "batch time 1"]:
         """tr A_t."""

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mesascope.errors import require
-from mesascope.learners.regression import InContextData, Observations, Regressors, predict_in_context
+from mesascope.learners.regression import CausalGram, InContextData, Observations, Regressors, predict_in_context
 from mesascope.ops import mesa_attention
 from mesascope.tasks.sequences import Sequences
 
@@ -52,3 +52,6 @@ class RidgeRegression:
         ridge = torch.tensor([self.ridge], dtype=torch.float64)
         q, k, v = (operand[:, :, None] for operand in (data.queries, data.keys, data.values))
         return mesa_attention(q, k, v, ridge)[:, :, 0]
+
+    def precondition(self, data: InContextData) -> Float[Tensor, "batch time d"]:
+        return CausalGram(data.keys, self.ridge).solve(data.queries)

@@ -13,6 +13,12 @@ from mesascope.uncover.compression import (
 )
 from mesascope.uncover.decoding import hidden_state_probes, target_probes, token_probes
 from mesascope.uncover.interpolation import interpolate
+from mesascope.uncover.preconditioning import (
+    PreconditioningProbes,
+    ordinary,
+    preconditioned_inputs,
+    preconditioning_probes,
+)
 from mesascope.uncover.probe_results import ControlledProbe, Estimate, ProbeResult, Quantity
 from mesascope.uncover.probes import ProbeFit, probe, probe_with_controls
 from mesascope.uncover.weight_products import (
@@ -47,6 +53,7 @@ __all__ = [
     "InputOf",
     "LargestBlocks",
     "LiveBlocks",
+    "PreconditioningProbes",
     "ProbeFit",
     "ProbeResult",
     "ProductPattern",
@@ -64,7 +71,10 @@ __all__ = [
     "hidden_state_probes",
     "interpolate",
     "loss_curves",
+    "ordinary",
     "pattern_share",
+    "preconditioned_inputs",
+    "preconditioning_probes",
     "prediction_difference",
     "probe",
     "probe_with_controls",

@@ -7,7 +7,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mesascope.experiments.base import Trained
-from mesascope.learners import Scale, polynomial_moments
+from mesascope.learners import (
+    Observations,
+    Regressors,
+    Scale,
+    TunedChebyshevRegression,
+    polynomial_moments,
+    tune_chebyshev,
+)
 from mesascope.predictor import Predictor
 from mesascope.tasks import ConstructedTokens, Dynamics, Sequences, fully_observed_linear
 from mesascope.training.seeds import stream
@@ -45,16 +52,27 @@ def curves(predictors: Sequence[Predictor]) -> Array:
     return np.stack([curve(predictor) for predictor in predictors])
 
 
-@lru_cache(maxsize=4)
-def proposition_2_curves(scale: Scale, degrees: tuple[int, ...]) -> dict[int, Array]:
+@lru_cache(maxsize=8)
+def proposition_2_curves(
+    scale: Scale, degrees: tuple[int, ...], task: Dynamics = CONSTRUCTED, regressors: Regressors = Observations()
+) -> dict[int, Array]:
     """Loss curves of the best polynomial preconditioners of the given degrees, fitted on the evaluation sequences.
 
     Fitted where they are measured, they bound from below what any schedule of that degree reaches there: the strictest
     reference. On other sequences the form with shared coefficients ("none") can be far worse, because rare sequences
     with a large ||A_t|| lie outside of what the polynomial was fitted on.
     """
-    moments = polynomial_moments(evaluation_sequences(), max(degrees), scale)
-    return {degree: curve(moments.fit(degree)) for degree in degrees}
+    sequences = evaluation_sequences(task)
+    moments = polynomial_moments(sequences, max(degrees), scale, regressors=regressors)
+    return {degree: curve(moments.fit(degree), sequences) for degree in degrees}
+
+
+@lru_cache(maxsize=8)
+def tuned_preconditioner(
+    scale: Scale, degree: int, task: Dynamics = CONSTRUCTED, regressors: Regressors = Observations()
+) -> TunedChebyshevRegression:
+    """Chebyshev steps of the given degree, tuned for the loss of the prediction on the tuning sequences."""
+    return tune_chebyshev(degree, scale, tuning_sequences(task), regressors=regressors).predictor
 
 
 def learning_curves(trained: Trained, labels: Sequence[str]) -> tuple[Array, Array]:
