@@ -42,12 +42,18 @@ class TokenPredictor:
         return self.function(sequences.tokens)
 
 
+def half_squared_error(
+    predictions: Float[Tensor, "batch time n_s"], targets: Float[Tensor, "batch time n_s"]
+) -> Float[Tensor, "batch time"]:
+    """Half the squared error, summed over dimensions: the unit of every loss here (arXiv 2309.05858, eq. 1)."""
+    return 0.5 * (predictions - targets).square().sum(-1)
+
+
 def loss_per_time_step(
     predictions: Float[Tensor, "batch time n_s"], targets: Float[Tensor, "batch time n_s"]
 ) -> Float[Tensor, " time"]:
-    """Half squared error, summed over dimensions and averaged over the batch, at every time step.
+    """`half_squared_error` averaged over the batch, accumulated in float64.
 
-    This is the "next-token prediction MSE" of the figures of arXiv 2309.05858 (not divided by n_s). Accumulated in
-    float64.
+    This is the "next-token prediction MSE" of the figures of arXiv 2309.05858 (not divided by n_s).
     """
-    return 0.5 * (predictions.double() - targets.double()).square().sum(-1).mean(0)
+    return half_squared_error(predictions.double(), targets.double()).mean(0)

@@ -70,7 +70,7 @@ class TunedSchedule(Generic[P]):
 def mean_loss(predictor: Predictor, sequences: Sequences) -> float:
     """Half squared error summed over dimensions, averaged over the batch and the scored time steps."""
     losses = loss_per_time_step(predictor.predict(sequences), sequences.targets)
-    return float(losses.mean() if sequences.scored is None else losses[sequences.scored].mean())
+    return float(losses[sequences.scored_indices].mean())
 
 
 def line_search(

@@ -52,6 +52,11 @@ class Sequences:
         """T, the number of predictions."""
         return self.tokens.shape[1]
 
+    @property
+    def scored_indices(self) -> list[int]:
+        """Time indices, from 0, of the predictions that count."""
+        return list(range(self.length)) if self.scored is None else self.scored.tolist()
+
     def to(self, dtype: torch.dtype) -> "Sequences":
         """The same sequences with every floating-point tensor converted to `dtype`."""
         return _map_tensors(self, lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)

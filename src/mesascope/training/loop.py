@@ -24,6 +24,7 @@ from mesascope.environment import describe_environment
 from mesascope.errors import CheckpointError, DivergenceError, InputError
 from mesascope.files import read_json, read_tensors, write_atomically, write_json, write_tensors
 from mesascope.nn.transformer import Transformer
+from mesascope.predictor import half_squared_error
 from mesascope.tasks.sequences import Sequences
 from mesascope.training.config import EVALUATION_BATCH, ClipGradNorm, ClipGradValue, TrainingConfig
 from mesascope.training.memory import require_memory
@@ -50,8 +51,8 @@ class Progress:
 def sequence_loss(
     predictions: Float[Tensor, "batch time n_s"], targets: Float[Tensor, "batch time n_s"]
 ) -> Float[Tensor, ""]:
-    """Half squared error, summed over dimensions, averaged over batch and time (arXiv 2309.05858, eq. 1, over T)."""
-    return 0.5 * (predictions - targets).square().sum(-1).mean()
+    """`half_squared_error` averaged over batch and time (arXiv 2309.05858, eq. 1, over T)."""
+    return half_squared_error(predictions, targets).mean()
 
 
 def train(config: TrainingConfig, folder: Path, on_progress: Callable[[Progress], None] | None = None) -> Transformer:

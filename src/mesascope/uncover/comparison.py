@@ -5,7 +5,7 @@ from the latter: (1) the difference is half the squared norm, in the units of ev
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,8 +15,11 @@ from torch import Tensor
 
 from mesascope.errors import InputError, require
 from mesascope.figures import Array, Figure, Line, LinePanel, Role, Table
-from mesascope.predictor import Predictor
+from mesascope.predictor import Predictor, half_squared_error
 from mesascope.tasks.sequences import Sequences
+
+TimeSteps = tuple[int, ...]
+"""Time steps, counted from 1."""
 
 
 @dataclass(frozen=True)
@@ -113,11 +116,12 @@ def loss_curves(predictors: Sequence[Predictor], batches: Iterable[Sequences]) -
     require(len(names) >= 1, "predictors", names, "at least one predictor")
     require(len(set(names)) == len(names), "predictors", names, "predictors with distinct names")
 
-    def measure(sequences: Sequences) -> Tensor:
-        targets = sequences.targets
-        return torch.stack([_half_squared(item.predict(sequences), targets) for item in predictors])
+    def measure(sequences: Sequences) -> tuple[TimeSteps, Tensor]:
+        targets = sequences.targets.double()
+        losses = [half_squared_error(item.predict(sequences).double(), targets) for item in predictors]
+        return _scored(sequences, torch.stack(losses))
 
-    return _accumulate(names, "next-token prediction loss", measure, batches)
+    return average_over_sequences(names, "next-token prediction loss", map(measure, batches))
 
 
 def prediction_difference(first: Predictor, second: Predictor, batches: Iterable[Sequences]) -> Curves:
@@ -126,40 +130,42 @@ def prediction_difference(first: Predictor, second: Predictor, batches: Iterable
     Arguments, units and errors as `loss_curves`; the single curve is labelled "first - second" with their names.
     """
 
-    def measure(sequences: Sequences) -> Tensor:
-        return _half_squared(first.predict(sequences), second.predict(sequences))[None]
+    def measure(sequences: Sequences) -> tuple[TimeSteps, Tensor]:
+        predictions = [item.predict(sequences).double() for item in (first, second)]
+        return _scored(sequences, half_squared_error(*predictions)[None])
 
     labels = (f"{first.name} - {second.name}",)
-    return _accumulate(labels, "squared prediction difference", measure, batches)
+    return average_over_sequences(labels, "squared prediction difference", map(measure, batches))
 
 
-def _half_squared(
-    a: Float[Tensor, "batch time n_s"], b: Float[Tensor, "batch time n_s"]
-) -> Float[Tensor, "batch time"]:
-    return 0.5 * (a.double() - b.double()).square().sum(-1)
-
-
-def _accumulate(
+def average_over_sequences(
     labels: tuple[str, ...],
     quantity: str,
-    measure: Callable[[Sequences], Float[Tensor, "curves batch time"]],
-    batches: Iterable[Sequences],
+    batches: Iterable[tuple[TimeSteps, Float[Tensor, "curves batch points"]]],
 ) -> Curves:
-    """Mean and variance over sequences, batch by batch; the last column holds the mean over time of a sequence."""
+    """Mean and standard error over sequences of a quantity that every sequence has, batch by batch.
+
+    Args:
+        labels, quantity: of the curves.
+        batches: of each batch of sequences the time steps, counted from 1, and the values there.
+
+    Raises:
+        InputError: no batches, or batches with different time steps.
+    """
+    # Chan's update of mean and sum of squared deviations: a difference of large sums would cancel. The last column
+    # holds the mean over time of a sequence.
     count, mean, squares, time_steps = 0, np.zeros(0), np.zeros(0), None
-    for sequences in batches:
-        steps = _scored(sequences)
+    for steps, values in batches:
         if time_steps is None:
             time_steps = steps
             mean = squares = np.zeros((len(labels), len(steps) + 1))
-        if not np.array_equal(time_steps, steps):
+        if time_steps != steps:
             raise InputError("batches: got batches that score different time steps, but they must be alike")
-        values = measure(sequences).numpy()[:, :, steps]
-        values = np.concatenate([values, values.mean(-1, keepdims=True)], axis=-1)
-        # Chan's update of mean and sum of squared deviations: a difference of large sums would cancel
-        new, batch_mean = values.shape[1], values.mean(1)
+        numbers = values.double().numpy()
+        numbers = np.concatenate([numbers, numbers.mean(-1, keepdims=True)], axis=-1)
+        new, batch_mean = numbers.shape[1], numbers.mean(1)
         shift, total = batch_mean - mean, count + new
-        squares = squares + ((values - batch_mean[:, None]) ** 2).sum(1) + shift**2 * (count * new / total)
+        squares = squares + ((numbers - batch_mean[:, None]) ** 2).sum(1) + shift**2 * (count * new / total)
         mean, count = mean + shift * (new / total), total
     if time_steps is None:
         raise InputError("batches: got none, but there must be at least one")
@@ -168,7 +174,7 @@ def _accumulate(
     return Curves(
         labels=labels,
         quantity=quantity,
-        time_steps=(time_steps + 1).astype(np.float64),
+        time_steps=np.array(time_steps, dtype=np.float64),
         mean=mean[:, :-1],
         standard_error=error[:, :-1],
         overall=mean[:, -1],
@@ -177,5 +183,6 @@ def _accumulate(
     )
 
 
-def _scored(sequences: Sequences) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    return np.arange(sequences.length) if sequences.scored is None else sequences.scored.numpy()
+def _scored(sequences: Sequences, values: Float[Tensor, "curves batch time"]) -> tuple[TimeSteps, Tensor]:
+    indices = sequences.scored_indices
+    return tuple(index + 1 for index in indices), values[:, :, indices]
