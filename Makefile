@@ -32,8 +32,8 @@ end-to-end: .venv/installed-dev ## The quickstart from nothing; fails unless eve
 test-browser: .venv/installed-dev ## Opens the report in a Chromium
 	$(BIN)/pytest -m browser tests/browser
 
-reproduce-quick: .venv/installed ## Every figure that can be reproduced in minutes
-	$(BIN)/mesascope reproduce fig4 --profile quick --out runs/fig4-quick --resume
+reproduce-quick: .venv/installed ## Every figure, with the reductions of the quick profile; goes on where it stopped
+	$(BIN)/mesascope reproduce all --profile quick --out runs/quick --resume
 
 .venv/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

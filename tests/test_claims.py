@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesascope.claims import Claim, Threshold
+from mesascope.claims import Claim, MeasuredClaim, Threshold
 from mesascope.errors import InputError
 
 CLAIM = Claim("fig4.ratio", "The ratio of losses", "arXiv 2309.05858, Fig. 4", "not given", Threshold(0.9, 1.1))
@@ -70,3 +70,12 @@ def test_a_measurement_that_is_not_finite_is_stored_as_null_and_has_failed() -> 
     stored = CLAIM.measure(math.nan, (1.0, math.inf)).to_json()
     assert (stored["measured"], stored["values"], stored["passed"]) == (None, [1.0, None], False)
     assert json.loads(json.dumps(stored, allow_nan=False)) == stored
+
+
+def test_a_stored_measurement_reads_back() -> None:
+    for measured in (CLAIM.measure(1.05, (1.0, 1.1), "two seeds"), CLAIM.measure(1.2)):
+        assert MeasuredClaim.from_json(measured.to_json()) == measured
+    read_back = MeasuredClaim.from_json(CLAIM.measure(math.inf, (math.nan,)).to_json())
+    assert math.isnan(read_back.measured)
+    assert math.isnan(read_back.values[0])
+    assert not read_back.passed

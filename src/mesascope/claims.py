@@ -72,6 +72,18 @@ class MeasuredClaim:
             "note": self.note,
         }
 
+    @classmethod
+    def from_json(cls, entry: dict[str, Any]) -> "MeasuredClaim":
+        """Read back what `to_json` wrote; null becomes NaN."""
+
+        def number(value: float | None) -> float:
+            return math.nan if value is None else float(value)
+
+        threshold = Threshold(**entry["threshold"])
+        claim = Claim(entry["id"], entry["statement"], entry["source"], entry["paper_value"], threshold)
+        values = tuple(number(value) for value in entry["values"])
+        return cls(claim, number(entry["measured"]), values, entry["note"])
+
 
 @dataclass(frozen=True)
 class Claim:

@@ -5,18 +5,19 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
 
 from mesascope.benchmarks.commands import BenchAttention, BenchTrain
-from mesascope.errors import InputError, MesascopeError, StorageError, suggest
+from mesascope.errors import ExperimentError, InputError, MesascopeError, StorageError, suggest
 
 if TYPE_CHECKING:
     from mesascope.claims import MeasuredClaim
     from mesascope.experiments.base import Experiment
 
+EXIT_UNFINISHED = 1
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
 
@@ -40,17 +41,24 @@ class Quickstart:
     def run(self) -> None:
         from mesascope.experiments import experiment
 
-        _execute(experiment("quickstart"), self.out, "quick", None, None, self.workers, self.resume)
+        _execute(experiment("quickstart"), self.out, workers=self.workers, resume=self.resume, again=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class Reproduce:
-    """Reproduce a figure of the paper: train what is missing, measure every claim, write the report."""
+    """Reproduce figures of the paper: train what is missing, measure every claim, write the reports.
 
-    experiment: Annotated[str, tyro.conf.Positional]
-    """Name of the experiment; `mesascope list` shows them."""
+    One name writes its report into the output folder. Several names, or `all`, share their trainings, which are made
+    first; each report then goes to OUT/NAME, and OUT/index.html and OUT/claims.json cover all of them. What will be
+    trained, and how long that should take here, is printed first. The exit status is 0 when every report is written,
+    whether its claims hold or not, 1 when an experiment could not be finished, 2 for input that cannot work and 130
+    when interrupted.
+    """
+
+    names: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Experiments, which `mesascope list` shows, or all."""
     out: Path
-    """Output folder; must be empty or absent, or hold this experiment when --resume is given."""
+    """Output folder; must be empty or absent, or hold these experiments when --resume is given."""
     profile: Literal["quick", "paper"] = "quick"
     """quick: minutes on a laptop, its reductions printed; paper: the paper's settings and seeds, hours."""
     seeds: int | None = None
@@ -58,15 +66,24 @@ class Reproduce:
     store: Path | None = None
     """Folder of trainings shared between experiments; by default OUT/runs."""
     resume: bool = False
-    """Go on in an output folder that was interrupted, or make its report again."""
+    """Go on in an output folder that was interrupted; finished trainings and reports are kept."""
+    again: bool = False
+    """Measure again what is already reported in the output folder."""
     workers: int = os.cpu_count() or 1
     """Trainings at once; each uses one thread. The results do not depend on it."""
 
     def run(self) -> None:
-        from mesascope.experiments import experiment
+        from mesascope.experiments import experiment, figures
 
-        found = experiment(self.experiment)
-        _execute(found, self.out, self.profile, self.seeds, self.store, self.workers, self.resume)
+        if not self.names:
+            raise InputError("names: got none; give names of experiments (see `mesascope list`) or all")
+        options = {name: getattr(self, name) for name in ("profile", "seeds", "store", "resume", "again", "workers")}
+        if self.names == ("all",):
+            _reproduce(figures(), self.out, **options)
+        elif len(self.names) == 1:
+            _execute(experiment(self.names[0]), self.out, **options)
+        else:
+            _reproduce([experiment(name) for name in self.names], self.out, **options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,10 +182,17 @@ Command = (
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, 2 for an error the user can act on, 130 when interrupted."""
+    """Run the command line and return its exit status.
+
+    0, also when claims do not hold; 1 when some of several experiments could not be finished; 2 for an error the user
+    can act on; 130 when interrupted.
+    """
     command = tyro.cli(Command, prog="mesascope", description=_DESCRIPTION, args=arguments)
     try:
         command.run()
+    except ExperimentError as error:
+        _fail(error)
+        return EXIT_UNFINISHED
     except MesascopeError as error:
         return _fail(error)
     except OSError as error:
@@ -187,31 +211,26 @@ def _fail(error: Exception) -> int:
     return EXIT_ERROR
 
 
-def _execute(
-    found: "Experiment",
-    out: Path,
-    profile: Literal["quick", "paper"],
-    seeds: int | None,
-    store: Path | None,
-    workers: int,
-    resume: bool,
-) -> None:
+def _execute(found: "Experiment", out: Path, **options: Any) -> None:
     from mesascope.experiments.execute import execute
 
-    outcome = execute(
-        found,
-        out,
-        profile=profile,
-        seeds=seeds,
-        store=store,
-        workers=workers,
-        resume=resume,
-        console=_console,
-    )
+    outcome = execute(found, out, console=_console, **options)
     _print_claims(outcome.claims)
     held = sum(claim.passed for claim in outcome.claims)
     _print_line(f"{held} of {len(outcome.claims)} claims hold; {outcome.seconds:.0f} s in all")
     _print_line(f"report: {outcome.page.resolve()}")
+
+
+def _reproduce(found: "list[Experiment]", out: Path, **options: Any) -> None:
+    from mesascope.experiments.collection import reproduce
+    from mesascope.report import print_overview
+
+    collected = reproduce(found, out, console=_console, **options)
+    print_overview({name: outcome.claims for name, outcome in collected.outcomes.items()}, _console)
+    _print_line(f"report: {collected.page.resolve()}")
+    if collected.failures:
+        failed = "; ".join(f"{name}: {reason}" for name, reason in collected.failures.items())
+        raise ExperimentError(f"{len(collected.failures)} of {len(found)} experiments could not be finished: {failed}")
 
 
 def _require_free(out: Path, resume: bool) -> None:

@@ -25,6 +25,10 @@ class WorkerError(MesascopeError, RuntimeError):
     """A process that trained was killed. What it had saved is intact."""
 
 
+class ExperimentError(MesascopeError, RuntimeError):
+    """Some of several experiments could not be finished. The reports of the others are complete."""
+
+
 class DivergenceError(MesascopeError, RuntimeError):
     """Training produced a loss that is not finite."""
 

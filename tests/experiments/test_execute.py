@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from experiments.fake import LABEL, TRAINING, FakeStudy, InterruptedStudy, fake_
 from mesascope.config import config_hash, to_json
 from mesascope.errors import InputError, StorageError
 from mesascope.experiments import execute as execute_module
+from mesascope.experiments import jobs as jobs_module
 from mesascope.experiments.execute import execute
 from mesascope.runs import RunStore
 
@@ -47,19 +48,21 @@ def test_everything_is_written(tmp_path: Path) -> None:
     page = written["index.html"].decode()
     for expected in ("A small experiment", "mesascope reproduce fake --profile quick --out DIR", "fake.fails"):
         assert expected in page
-    manifest = json.loads(written["experiment.json"])
-    assert math.isclose(manifest.pop("seconds"), outcome.seconds, abs_tol=0.1)
-    assert manifest == {
+    assert json.loads(written["result.json"])["seconds"] == round(outcome.seconds)
+    assert json.loads(written["experiment.json"]) == {
         "schema": 1,
         "experiment": "fake",
         "profile": "quick",
         "trainings": {LABEL: config_hash(TRAINING)},
     }
-    assert output.getvalue().splitlines()[:3] == [
-        "1 trainings, 0 of them already there; about 0.1 minutes on 2 cores from nothing, 1 at once",
-        f"  to train: {LABEL}, 20 steps",
-        "  reduced: One seed.",
-    ]
+    lines = output.getvalue().splitlines()
+    there, training, expected, reduced = lines[:4]
+    assert there == "1 training, 0 already there"
+    assert re.fullmatch(rf"  to train: {LABEL}, 20 steps, about \d+\.\d s", training)
+    assert re.fullmatch(
+        r"Trainings should take \d+\.\d s, 1 at once, as a step .*; measuring comes after that", expected
+    )
+    assert (reduced, lines[-1]) == ("  reduced: One seed.", "Measuring")
 
 
 def test_a_foreign_folder_is_not_touched(tmp_path: Path) -> None:
@@ -91,8 +94,32 @@ def test_finished_folder_needs_resume_and_is_then_reused(tmp_path: Path) -> None
     again = execute(fake_experiment(), out, workers=1, resume=True)
     assert weights(out / "runs").stat().st_mtime_ns == written
     assert again.claims == first.claims
-    assert again.seconds > first.seconds - 0.1
     assert (out / "index.html").exists()
+
+
+def test_a_finished_report_is_kept_unless_it_is_asked_for_again(tmp_path: Path) -> None:
+    first, output = execute(fake_experiment(), tmp_path, workers=1), io.StringIO()
+    before = contents(tmp_path)
+    kept = execute(fake_experiment(), tmp_path, workers=1, resume=True, console=Console(file=output))
+    assert contents(tmp_path) == before
+    assert (kept.claims, kept.page) == (first.claims, first.page)
+    assert kept.seconds == round(first.seconds)
+    assert output.getvalue() == "The report is finished; measure it again with --again\n"
+    page = tmp_path / "index.html"
+    written = page.stat().st_mtime_ns
+    execute(fake_experiment(), tmp_path, workers=1, resume=True, again=True)
+    assert page.stat().st_mtime_ns > written
+
+
+def test_a_report_on_other_claims_is_not_finished(tmp_path: Path) -> None:
+    execute(fake_experiment(), tmp_path, workers=1)
+    path = tmp_path / "result.json"
+    stored = json.loads(path.read_text())
+    stored["claims"][1]["threshold"]["high"] = 9.0
+    path.write_text(json.dumps(stored))
+    outcome = execute(fake_experiment(), tmp_path, workers=1, resume=True)
+    assert [claim.passed for claim in outcome.claims] == [True, False]
+    assert json.loads(path.read_text())["claims"][1]["threshold"]["high"] == -1.0
 
 
 @pytest.mark.parametrize(
@@ -135,16 +162,14 @@ def test_interrupted_in_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert execute(fake_experiment(), tmp_path, workers=1, resume=True).page.exists()
 
 
-def test_time_adds_up_over_calls(tmp_path: Path) -> None:
+def test_the_time_counts_trainings_of_earlier_calls(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         execute(fake_experiment(InterruptedStudy()), tmp_path, workers=1)
-    manifest = tmp_path / "experiment.json"
-    stored = json.loads(manifest.read_text())
-    assert stored["seconds"] > 0
-    manifest.write_text(json.dumps({**stored, "seconds": 1000.0}))
+    path = RunStore(tmp_path / "runs").folder(TRAINING) / "metrics.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:-1], json.dumps({**json.loads(lines[-1]), "seconds": 1000.0})]) + "\n")
     outcome = execute(fake_experiment(), tmp_path, workers=1, resume=True)
     assert 1000 < outcome.seconds < 1100
-    assert 1000 < json.loads(manifest.read_text())["seconds"] < 1100
 
 
 def test_experiments_share_a_store(tmp_path: Path) -> None:
@@ -154,7 +179,7 @@ def test_experiments_share_a_store(tmp_path: Path) -> None:
     two = fake_experiment(name="two")
     execute(two, tmp_path / "two", store=store, workers=1, console=Console(file=output, width=80))
     assert weights(store).stat().st_mtime_ns == written
-    assert "1 trainings, 1 of them already there" in output.getvalue()
+    assert "1 training, 1 already there" in output.getvalue()
     assert not (tmp_path / "two" / "runs").exists()
 
 
@@ -176,8 +201,8 @@ def test_nothing_is_written_for_inputs_that_cannot_work(tmp_path: Path) -> None:
 
 
 def test_a_nearly_full_disk_is_reported_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = execute_module.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(execute_module.shutil, "disk_usage", lambda _: usage._replace(free=2**20))
+    usage = jobs_module.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(jobs_module.shutil, "disk_usage", lambda _: usage._replace(free=2**20))
     with pytest.raises(StorageError, match=r"out: 1 MiB are free at .*, but 200 MiB are needed"):
         execute(fake_experiment(), tmp_path / "out", workers=1)
     assert not weights(tmp_path / "out" / "runs").exists()

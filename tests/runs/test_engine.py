@@ -8,7 +8,7 @@ import torch
 from mesascope.errors import DivergenceError, InputError
 from mesascope.files import read_tensors
 from mesascope.nn import Transformer
-from mesascope.runs import RunStore, train_all
+from mesascope.runs import RunStore, train_all, train_each
 from mesascope.training.config import ConstantRate, TrainingConfig
 from mesascope.training.loop import Progress, train
 from training.tiny import HYBRID, LINEAR, varied
@@ -42,7 +42,7 @@ def weights(store: RunStore, config: TrainingConfig) -> dict[str, bytes]:
 
 def test_workers_change_no_bit_and_an_error_stops_nothing_else(tmp_path: Path) -> None:
     one, two = RunStore(tmp_path / "one"), RunStore(tmp_path / "two")
-    # the costliest goes first, so a single worker meets the error before the other trainings
+    # trained in this order, so a single worker meets the error before the other trainings
     configs = {"too fast": DIVERGING, **CONFIGS}
     for workers, store in ((1, one), (2, two)):
         progresses = Progresses()
@@ -62,6 +62,21 @@ def test_workers_change_no_bit_and_an_error_stops_nothing_else(tmp_path: Path) -
         "weights.safetensors",
         *(f"{step:07d}.safetensors" for step in (0, 4, 8, 12)),
     }
+
+
+def test_every_error_is_returned_by_label(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = RunStore(tmp_path)
+    blocked = varied(LINEAR, steps=10, seed=9)
+    # a file where a folder has to be: not an error that training expects
+    store.root.mkdir(exist_ok=True)
+    store.folder(blocked).write_text("in the way")
+    configs = {"too fast": DIVERGING, "blocked": blocked, **CONFIGS}
+    errors = train_each(configs, store, 2)
+    assert list(errors) == ["too fast", "blocked"]
+    assert isinstance(errors["too fast"], DivergenceError)
+    assert isinstance(errors["blocked"], OSError)
+    assert all(store.is_finished(config) for config in CONFIGS.values())
+    assert list(train_each(configs, store, 1)) == ["too fast", "blocked"]
 
 
 def test_finished_trainings_are_skipped(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import pkgutil
 
 from mesascope.errors import InputError, suggest
 from mesascope.experiments.base import Experiment
+from mesascope.report import natural_order
 
 
 def experiments() -> dict[str, Experiment]:
@@ -12,6 +13,12 @@ def experiments() -> dict[str, Experiment]:
     modules = (importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__))
     found = [module.EXPERIMENT for module in modules if hasattr(module, "EXPERIMENT")]
     return {experiment.name: experiment for experiment in found}
+
+
+def figures() -> list[Experiment]:
+    """Every experiment but the quickstart, which is a tour through parts of others, in the order of their numbers."""
+    found = experiments()
+    return [found[name] for name in sorted(found, key=natural_order) if name != "quickstart"]
 
 
 def experiment(name: str) -> Experiment:

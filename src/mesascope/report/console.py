@@ -1,5 +1,7 @@
 """Claims in the terminal."""
 
+from collections.abc import Mapping
+
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -21,6 +23,17 @@ def print_claims(claims: tuple[MeasuredClaim, ...], console: Console) -> None:
             note = f" ({claim.note})" if claim.note else ""
             _print_plainly(f"{claim.claim.id} did not hold: {claim.claim.statement}{note}", console)
     _print_plainly(verdict(claims), console)
+
+
+def print_overview(claims: Mapping[str, tuple[MeasuredClaim, ...]], console: Console) -> None:
+    """Print one line for each experiment and every claim that did not hold, then the verdict on all."""
+    for name, measured in claims.items():
+        held = sum(claim.passed for claim in measured)
+        _print_plainly(f"{name}: {held} of {len(measured)} claims hold", console)
+        for claim in measured:
+            if not claim.passed:
+                _print_plainly(f"  {_line(claim)}", console)
+    _print_plainly(verdict(tuple(claim for measured in claims.values() for claim in measured)), console)
 
 
 def _print_table(claims: tuple[MeasuredClaim, ...], console: Console) -> None:

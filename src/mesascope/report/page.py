@@ -17,6 +17,7 @@ from mesascope.report.model import Report, failed_first, format_duration, format
 from mesascope.report.static import save_figure
 
 if TYPE_CHECKING:
+    from jinja2 import Template
     from markupsafe import Markup
 
 TABLE_ROWS = 50
@@ -39,19 +40,10 @@ def write_page(report: Report, path: Path) -> None:
 
 def render_page(report: Report, drawings: Mapping[str, bytes]) -> str:
     """The HTML of `report`; `drawings` holds the SVG of every figure by its id."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
 
-    environment = Environment(
-        loader=PackageLoader("mesascope.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": format_number, "finite": math.isfinite, "arxiv": link_arxiv, "pretty": _pretty}
-    return environment.get_template("page.html.jinja").render(
+    return template("page.html.jinja").render(
         report=report,
         claims=failed_first(report.claims),
         failed=sum(not claim.passed for claim in report.claims),
@@ -64,6 +56,22 @@ def render_page(report: Report, drawings: Mapping[str, bytes]) -> str:
         # Markup marks text that is HTML already: plotly's own script
         plotly=Markup(get_plotlyjs()) if report.figures else "",
     )
+
+
+def template(name: str) -> "Template":
+    """A template of this package, which escapes whatever it is given."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("mesascope.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": format_number, "finite": math.isfinite, "arxiv": link_arxiv, "pretty": _pretty}
+    environment.filters["duration"] = format_duration
+    return environment.get_template(name)
 
 
 def link_arxiv(text: str) -> "Markup":

@@ -37,54 +37,66 @@ class Reports(Protocol):
 def train_all(
     configs: Mapping[str, TrainingConfig], store: RunStore, workers: int, on_progress: OnProgress | None = None
 ) -> None:
-    """Train every configuration that is not finished yet, the most expensive first.
+    """Train every configuration that is not finished yet, in their order.
+
+    Arguments as `train_each`.
+
+    Raises:
+        Exception: the first error of a training. The other trainings are finished before it is raised.
+        WorkerError: as `train_each`.
+    """
+    for error in train_each(configs, store, workers, on_progress).values():
+        raise error
+
+
+def train_each(
+    configs: Mapping[str, TrainingConfig], store: RunStore, workers: int, on_progress: OnProgress | None = None
+) -> dict[str, Exception]:
+    """Train every configuration that is not finished yet, in their order; one that fails leaves the others alone.
 
     Args:
-        configs: trainings by label.
+        configs: trainings by label. The time is shortest if the longest come first.
         store: where their run folders lie.
         workers: processes at once; 1 trains in this process.
         on_progress: called every few optimiser steps.
 
+    Returns:
+        The error of every training that failed, by label.
+
     Raises:
-        MesascopeError: the first error of a training. The other trainings are finished before it is raised.
+        WorkerError: a process was killed; finished trainings and all checkpoints are kept.
     """
     require(workers >= 1, "workers", workers, "at least 1")
     pending = {label: config for label, config in configs.items() if not store.is_finished(config)}
-    order = sorted(pending, key=lambda label: _cost(pending[label]), reverse=True)
-    if workers == 1 or len(order) <= 1:
-        _train_here(order, pending, store, on_progress)
-    else:
-        _train_in_processes(order, pending, store, workers, on_progress)
+    if workers == 1 or len(pending) <= 1:
+        return _train_here(pending, store, on_progress)
+    return _train_in_processes(pending, store, workers, on_progress)
 
 
 def _train_here(
-    order: list[str], configs: Mapping[str, TrainingConfig], store: RunStore, on_progress: OnProgress | None
-) -> None:
-    errors: list[MesascopeError] = []
-    for label in order:
+    configs: Mapping[str, TrainingConfig], store: RunStore, on_progress: OnProgress | None
+) -> dict[str, Exception]:
+    errors: dict[str, Exception] = {}
+    for label, config in configs.items():
         try:
-            train(configs[label], store.folder(configs[label]), _labelled(label, on_progress))
-        except MesascopeError as error:
-            errors.append(_with_label(label, error))
-    if errors:
-        raise errors[0]
+            train(config, store.folder(config), _labelled(label, on_progress))
+        except Exception as error:
+            errors[label] = _with_label(label, error)
+    return errors
 
 
 def _train_in_processes(
-    order: list[str],
-    configs: Mapping[str, TrainingConfig],
-    store: RunStore,
-    workers: int,
-    on_progress: OnProgress | None,
-) -> None:
+    configs: Mapping[str, TrainingConfig], store: RunStore, workers: int, on_progress: OnProgress | None
+) -> dict[str, Exception]:
     # spawned, not forked: a fork copies the locks of torch's thread pool in whatever state they are
     context = multiprocessing.get_context("spawn")
     reports: Reports = context.Queue()
     stop = context.Event()
-    errors: list[MesascopeError] = []
-    with ProcessPoolExecutor(min(workers, len(order)), context, _start_worker, (reports, stop)) as pool:
+    errors: dict[str, Exception] = {}
+    with ProcessPoolExecutor(min(workers, len(configs)), context, _start_worker, (reports, stop)) as pool:
         futures: dict[Future[None], str] = {
-            pool.submit(_train_in_worker, label, configs[label], store.folder(configs[label])): label for label in order
+            pool.submit(_train_in_worker, label, config, store.folder(config)): label
+            for label, config in configs.items()
         }
         unfinished = set(futures)
         try:
@@ -93,8 +105,8 @@ def _train_in_processes(
                 _forward(reports, on_progress)
                 for future in done:
                     error = future.exception()
-                    if isinstance(error, MesascopeError):
-                        errors.append(_with_label(futures[future], error))
+                    if isinstance(error, Exception) and not isinstance(error, BrokenProcessPool):
+                        errors[futures[future]] = _with_label(futures[future], error)
                     elif error is not None:
                         raise error
         except BaseException as error:
@@ -108,22 +120,18 @@ def _train_in_processes(
                 ) from error
             raise
     _forward(reports, on_progress)
-    if errors:
-        raise errors[0]
-
-
-def _cost(config: TrainingConfig) -> float:
-    """A rough measure of work, for ordering only."""
-    width = config.model.width + config.model.num_heads * config.model.key_dim
-    return config.steps * config.batch_size * config.task.length * config.model.num_layers * width
+    return {label: errors[label] for label in configs if label in errors}
 
 
 def _labelled(label: str, on_progress: OnProgress | None) -> Callable[[Progress], None] | None:
     return None if on_progress is None else lambda progress: on_progress(label, progress)
 
 
-def _with_label(label: str, error: MesascopeError) -> MesascopeError:
-    return type(error)(f"{label}: {error}")
+def _with_label(label: str, error: Exception) -> Exception:
+    if isinstance(error, MesascopeError):
+        return type(error)(f"{label}: {error}")
+    error.add_note(f"while training: {label}")
+    return error
 
 
 _reports: Reports

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mesascope.config import config_hash
+from mesascope.files import read_tensors
 from mesascope.nn.transformer import Transformer
 from mesascope.training.config import TrainingConfig
 from mesascope.training.loop import load_metrics, load_model
@@ -25,6 +26,21 @@ class RunStore:
 
     def is_finished(self, config: TrainingConfig) -> bool:
         return (self.folder(config) / "weights.safetensors").exists()
+
+    def steps_left(self, config: TrainingConfig) -> int:
+        """Optimiser steps that are missing: all of them, those after the last checkpoint, or 0 if finished.
+
+        Raises:
+            CheckpointError: the checkpoint is corrupted.
+        """
+        if self.is_finished(config):
+            return 0
+        checkpoint = self.folder(config) / "checkpoint.safetensors"
+        return config.steps - (read_tensors(checkpoint)[1]["step"] if checkpoint.exists() else 0)
+
+    def seconds(self, config: TrainingConfig) -> float:
+        """What a finished training took, in all calls together."""
+        return self.metrics(config)[-1]["seconds"]
 
     def model(self, config: TrainingConfig, name: str) -> Transformer:
         """The trained model."""
