@@ -10,6 +10,13 @@ from mesascope.uncover.compression import (
     compress,
     extract_algorithm,
 )
+from mesascope.uncover.dimension import (
+    LEAST_SQUARES,
+    SOFTMAX_KERNEL,
+    Family,
+    LossesByDimension,
+    losses_by_dimension,
+)
 from mesascope.uncover.interpolation import interpolate
 from mesascope.uncover.weight_products import (
     FOLDED_LABELS,
@@ -30,14 +37,18 @@ from mesascope.uncover.weight_products import (
 
 __all__ = [
     "FOLDED_LABELS",
+    "LEAST_SQUARES",
     "PROPOSITION_1",
     "PROPOSITION_1_FOLDED",
+    "SOFTMAX_KERNEL",
     "AllBlocks",
     "BlockSelection",
     "CompressedAlgorithm",
     "Curves",
+    "Family",
     "LargestBlocks",
     "LiveBlocks",
+    "LossesByDimension",
     "ProductPattern",
     "WeightProducts",
     "block_diagonality",
@@ -50,6 +61,7 @@ __all__ = [
     "fold_inputs",
     "interpolate",
     "loss_curves",
+    "losses_by_dimension",
     "pattern_share",
     "prediction_difference",
     "weight_product_figure",
