@@ -9,7 +9,17 @@ import torch
 from torch import Tensor
 
 from mesascope.errors import InputError
-from mesascope.nn import Linear, Mesa, Softmax, Transformer, TransformerConfig, sinusoidal_positions
+from mesascope.nn import (
+    Linear,
+    LinearAttention,
+    Mesa,
+    MesaAttention,
+    Softmax,
+    SoftmaxAttention,
+    Transformer,
+    TransformerConfig,
+    sinusoidal_positions,
+)
 from mesascope.predictor import Predictor
 from mesascope.tasks import fully_observed_linear
 from oracles import transformer as oracle
@@ -141,6 +151,19 @@ def test_capture_takes_names_and_patterns() -> None:
     residuals = transformer.run(x, ["blocks.*.resid_post", "embed"]).activations
     assert list(residuals) == ["embed", *(f"blocks.{layer}.resid_post" for layer in range(3))]
     assert "blocks.0.mlp.out" not in model(CONFIGS["no MLP"]).activation_names()
+
+
+def test_attention_maps_are_computed_where_they_are_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    computed = []
+    for kind in (SoftmaxAttention, LinearAttention, MesaAttention):
+        pattern = kind.pattern if kind is not MesaAttention else kind._map
+        name = pattern.__name__
+        monkeypatch.setattr(kind, name, lambda *a, kind=kind, pattern=pattern: computed.append(kind) or pattern(*a))
+    transformer, x = model(FULL), tokens(FULL)
+    transformer.run(x, ["embed", "blocks.*.resid_post", "blocks.*.mlp.out"])
+    assert computed == []
+    transformer.run(x, ["blocks.1.attn.pattern"])
+    assert computed == [MesaAttention]
 
 
 @pytest.mark.parametrize("unknown", ["blocks.3.resid_post", "blocks.*.mlp.hidden", "Embed", ""])

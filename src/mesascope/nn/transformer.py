@@ -7,7 +7,7 @@ input of the query and key projections of the first layer, as in the authors' co
 
 import fnmatch
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mesascope.errors import InputError
 from mesascope.nn.attention import build_attention
-from mesascope.nn.base import Attention, Record
+from mesascope.nn.base import Attention
 from mesascope.nn.config import AttentionKind, TransformerConfig
 from mesascope.tasks.sequences import Sequences
 
@@ -31,6 +31,45 @@ class RunResult:
 
     predictions: Float[Tensor, "batch time n_s"]
     activations: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Recorder:
+    """Keeps the activations that are wanted of a part of a model.
+
+    Attributes:
+        wanted: full names.
+        activations: where they are kept, by full name.
+        prefix: of the part, with a dot at its end; empty for the whole model.
+    """
+
+    wanted: frozenset[str]
+    activations: dict[str, Tensor]
+    prefix: str = ""
+
+    def __call__(self, name: str, value: Tensor) -> None:
+        if self.prefix + name in self.wanted:
+            self.activations[self.prefix + name] = value
+
+    def within(self, part: str) -> "Recorder | None":
+        """For a part of this part; None if nothing is wanted of it, for an attention map costs more than the model."""
+        prefix = f"{self.prefix}{part}."
+        return replace(self, prefix=prefix) if any(name.startswith(prefix) for name in self.wanted) else None
+
+
+def matching_activations(known: Sequence[str], patterns: Sequence[str]) -> frozenset[str]:
+    """The `known` names of activations that match a name or pattern, such as `"blocks.*.resid_post"`.
+
+    Raises:
+        InputError: a name or pattern matches nothing.
+    """
+    wanted: set[str] = set()
+    for pattern in patterns:
+        matches = fnmatch.filter(known, pattern)
+        if not matches:
+            raise InputError(f"capture: {pattern!r} matches no activation; known: {', '.join(known)}")
+        wanted.update(matches)
+    return frozenset(wanted)
 
 
 class MLP(nn.Module):
@@ -67,10 +106,10 @@ class Block(nn.Module):
         self.clip = config.activation_clip
 
     def forward(
-        self, x: Float[Tensor, "batch time d"], positions: Tensor | None = None, record: Record | None = None
+        self, x: Float[Tensor, "batch time d"], positions: Tensor | None = None, record: Recorder | None = None
     ) -> Float[Tensor, "batch time d"]:
         normed = self.attn_norm(x)
-        update = self.attn(normed, positions, None if record is None else _prefixed("attn", record))
+        update = self.attn(normed, positions, None if record is None else record.within("attn"))
         x = x + update
         if record is not None:
             record("attn.in", normed)
@@ -111,7 +150,7 @@ class Transformer(nn.Module):
         self._initialise(generator or torch.Generator().manual_seed(0))
 
     def forward(
-        self, tokens: Float[Tensor, "batch time n_e"], record: Record | None = None
+        self, tokens: Float[Tensor, "batch time n_e"], record: Recorder | None = None
     ) -> Float[Tensor, "batch time n_s"]:
         if tokens.shape[-1] != self.config.token_dim:
             raise InputError(f"tokens: got size {tokens.shape[-1]}, but token_dim is {self.config.token_dim}")
@@ -122,11 +161,8 @@ class Transformer(nn.Module):
         if self.config.position_dim is not None:
             positions = sinusoidal_positions(x.shape[1], self.config.position_dim).to(x)
         for index, block in enumerate(self.blocks):
-            x = block(
-                x,
-                positions if index == 0 else None,
-                None if record is None else _prefixed(f"blocks.{index}", record),
-            )
+            inside = None if record is None else record.within(f"blocks.{index}")
+            x = block(x, positions if index == 0 else None, inside)
             if record is not None:
                 record(f"blocks.{index}.resid_post", x)
         if self.unembed is None:
@@ -149,20 +185,9 @@ class Transformer(nn.Module):
         Raises:
             InputError: a name or pattern matches nothing.
         """
-        known = self.activation_names()
-        wanted = set()
-        for pattern in capture:
-            matches = fnmatch.filter(known, pattern)
-            if not matches:
-                raise InputError(f"capture: {pattern!r} matches no activation; known: {', '.join(known)}")
-            wanted.update(matches)
+        wanted = matching_activations(self.activation_names(), capture)
         activations: dict[str, Tensor] = {}
-
-        def record(name: str, value: Tensor) -> None:
-            if name in wanted:
-                activations[name] = value
-
-        predictions = self(tokens, record if wanted else None)
+        predictions = self(tokens, Recorder(wanted, activations) if wanted else None)
         return RunResult(predictions, activations)
 
     def activation_names(self) -> list[str]:
@@ -196,7 +221,3 @@ def sinusoidal_positions(length: int, dim: int) -> Float[Tensor, "time dim"]:
     encoding[:, 0::2] = torch.sin(time * frequency)
     encoding[:, 1::2] = torch.cos(time * frequency[: dim // 2])
     return encoding
-
-
-def _prefixed(prefix: str, record: Record) -> Record:
-    return lambda name, value: record(f"{prefix}.{name}", value)

@@ -1,5 +1,6 @@
 """Analyses: which algorithm a model runs, and how well that explains it."""
 
+from mesascope.uncover.capture import CapturableModel, HookedModel, InputOf, ResidualStream, residual_stream
 from mesascope.uncover.comparison import Curves, loss_curves, prediction_difference
 from mesascope.uncover.compression import (
     AllBlocks,
@@ -43,13 +44,17 @@ __all__ = [
     "SOFTMAX_KERNEL",
     "AllBlocks",
     "BlockSelection",
+    "CapturableModel",
     "CompressedAlgorithm",
     "Curves",
     "Family",
+    "HookedModel",
+    "InputOf",
     "LargestBlocks",
     "LiveBlocks",
     "LossesByDimension",
     "ProductPattern",
+    "ResidualStream",
     "WeightProducts",
     "block_diagonality",
     "block_scalars",
@@ -64,6 +69,7 @@ __all__ = [
     "losses_by_dimension",
     "pattern_share",
     "prediction_difference",
+    "residual_stream",
     "weight_product_figure",
     "weight_products",
 ]
