@@ -1,5 +1,6 @@
 """Analyses: which algorithm a model runs, and how well that explains it."""
 
+from mesascope.uncover.attention_maps import AttentionMaps, attention_maps
 from mesascope.uncover.capture import CapturableModel, HookedModel, InputOf, ResidualStream, residual_stream
 from mesascope.uncover.comparison import Curves, loss_curves, prediction_difference
 from mesascope.uncover.compression import (
@@ -19,6 +20,7 @@ from mesascope.uncover.dimension import (
     losses_by_dimension,
 )
 from mesascope.uncover.interpolation import interpolate
+from mesascope.uncover.sensitivity import Sensitivity, gradient_norms, sensitivity
 from mesascope.uncover.weight_products import (
     FOLDED_LABELS,
     PROPOSITION_1,
@@ -43,6 +45,7 @@ __all__ = [
     "PROPOSITION_1_FOLDED",
     "SOFTMAX_KERNEL",
     "AllBlocks",
+    "AttentionMaps",
     "BlockSelection",
     "CapturableModel",
     "CompressedAlgorithm",
@@ -55,7 +58,9 @@ __all__ = [
     "LossesByDimension",
     "ProductPattern",
     "ResidualStream",
+    "Sensitivity",
     "WeightProducts",
+    "attention_maps",
     "block_diagonality",
     "block_scalars",
     "combined_coefficients",
@@ -64,12 +69,14 @@ __all__ = [
     "diagonal_energy",
     "extract_algorithm",
     "fold_inputs",
+    "gradient_norms",
     "interpolate",
     "loss_curves",
     "losses_by_dimension",
     "pattern_share",
     "prediction_difference",
     "residual_stream",
+    "sensitivity",
     "weight_product_figure",
     "weight_products",
 ]
