@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from mesascope.learners import (
     line_search,
     mean_loss,
     polynomial_moments,
+    refined_line_search,
     tune_chebyshev,
     tune_step_sizes,
 )
@@ -145,3 +147,25 @@ def test_messages_name_the_argument(sequences: Sequences) -> None:
         tune_chebyshev(-1, "none", sequences)
     with pytest.raises(DivergenceError, match=r"at step 1 of the tuning; use a learning_rate below 1e\+200"):
         tune_chebyshev(1, "none", sequences, steps=5, learning_rate=1e200)
+
+
+@pytest.mark.parametrize("rounds", [0, 1, 4])
+def test_refined_search_closes_in_on_the_closed_form_step_size(sequences: Sequences, rounds: int) -> None:
+    best = best_step_size(sequences)
+    grid = [best * 2**exponent for exponent in (-3.3, -1.3, 0.7, 2.7)]
+    result = refined_line_search(one_step, grid, sequences, rounds)
+    assert len(result.grid) == 4 + 2 * rounds
+    assert result.grid == tuple(sorted(result.grid))
+    assert result.losses == tuple(mean_loss(one_step(value), sequences) for value in result.grid)
+    assert result.losses[result.grid.index(result.value)] == min(result.losses)
+    assert result.predictor == one_step(result.value)
+    assert abs(math.log(result.value / best)) <= math.log(4) * 2**-rounds
+
+
+def test_refined_search_needs_positive_values_and_an_optimum_inside(sequences: Sequences) -> None:
+    with pytest.raises(InputError, match=r"grid: got .*, but it must be positive"):
+        refined_line_search(one_step, [0.0, 0.1, 0.2], sequences)
+    with pytest.raises(InputError, match="is an end of the grid"):
+        refined_line_search(one_step, [1e-6, 2e-6, 3e-6], sequences)
+    with pytest.raises(InputError, match=r"rounds: got -1, but it must be at least 0"):
+        refined_line_search(one_step, [0.01, 0.03, 0.1], sequences, rounds=-1)

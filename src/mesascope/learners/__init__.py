@@ -37,6 +37,7 @@ from mesascope.learners.tuning import (
     TunedSchedule,
     line_search,
     mean_loss,
+    refined_line_search,
     tune_chebyshev,
     tune_step_sizes,
 )
@@ -88,6 +89,7 @@ __all__ = [
     "momentum_richardson",
     "neumann",
     "polynomial_moments",
+    "refined_line_search",
     "richardson",
     "richardson_step_size",
     "tune_chebyshev",

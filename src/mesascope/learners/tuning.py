@@ -9,6 +9,7 @@ A_t whose coefficients depend on its numbers, and the loss is a quadratic form i
 result is within 1e-8 of the best polynomial of the same degree, up to degree 6.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
@@ -105,6 +106,36 @@ def line_search(
             f"{ordered[-1]:g}], so the optimum may lie outside; widen the grid, or pass edge='allow'"
         )
     return result
+
+
+def refined_line_search(
+    make_predictor: Callable[[float], P], grid: Sequence[float], sequences: Sequences, rounds: int = 3
+) -> LineSearch[P]:
+    """A line search over positive values that is then refined around its best value.
+
+    Every round also tries the geometric means of the best value so far and its two neighbours. With one minimum of the
+    loss, the best value lies within a factor r^(2^-rounds) of it on a grid whose neighbours differ by a factor r.
+
+    Args:
+        make_predictor, sequences: as in `line_search`.
+        grid: positive values to start with; the best of them must not be the first or the last.
+        rounds: refinements, two evaluations each.
+
+    Raises:
+        InputError: as `line_search`, or a value of the grid is not positive.
+    """
+    require(min(grid, default=1.0) > 0, "grid", tuple(grid), "positive")
+    require(rounds >= 0, "rounds", rounds, "at least 0")
+    found = line_search(make_predictor, grid, sequences)
+    for _ in range(rounds):
+        best = found.grid.index(found.value)
+        between = [math.sqrt(found.value * found.grid[best + side]) for side in (-1, 1)]
+        tried = dict(zip(found.grid, found.losses, strict=True))
+        tried |= {value: mean_loss(make_predictor(value), sequences) for value in between}
+        values = tuple(sorted(tried))
+        value = min(found.value, *between, key=lambda value: tried[value])
+        found = LineSearch(value, make_predictor(value), values, tuple(tried[value] for value in values))
+    return found
 
 
 def tune_chebyshev(

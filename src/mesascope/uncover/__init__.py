@@ -1,5 +1,6 @@
 """Analyses: which algorithm a model runs, and how well that explains it."""
 
+from mesascope.uncover.attention_maps import AttentionMaps, attention_maps
 from mesascope.uncover.capture import CapturableModel, HookedModel, InputOf, ResidualStream, residual_stream
 from mesascope.uncover.comparison import Curves, loss_curves, prediction_difference
 from mesascope.uncover.compression import (
@@ -12,6 +13,13 @@ from mesascope.uncover.compression import (
     extract_algorithm,
 )
 from mesascope.uncover.decoding import hidden_state_probes, target_probes, token_probes
+from mesascope.uncover.dimension import (
+    LEAST_SQUARES,
+    SOFTMAX_KERNEL,
+    Family,
+    LossesByDimension,
+    losses_by_dimension,
+)
 from mesascope.uncover.interpolation import interpolate
 from mesascope.uncover.preconditioning import (
     PreconditioningProbes,
@@ -21,6 +29,7 @@ from mesascope.uncover.preconditioning import (
 )
 from mesascope.uncover.probe_results import ControlledProbe, Estimate, ProbeResult, Quantity
 from mesascope.uncover.probes import ProbeFit, probe, probe_with_controls
+from mesascope.uncover.sensitivity import Sensitivity, gradient_norms, sensitivity
 from mesascope.uncover.weight_products import (
     FOLDED_LABELS,
     PROPOSITION_1,
@@ -40,26 +49,33 @@ from mesascope.uncover.weight_products import (
 
 __all__ = [
     "FOLDED_LABELS",
+    "LEAST_SQUARES",
     "PROPOSITION_1",
     "PROPOSITION_1_FOLDED",
+    "SOFTMAX_KERNEL",
     "AllBlocks",
+    "AttentionMaps",
     "BlockSelection",
     "CapturableModel",
     "CompressedAlgorithm",
     "ControlledProbe",
     "Curves",
     "Estimate",
+    "Family",
     "HookedModel",
     "InputOf",
     "LargestBlocks",
     "LiveBlocks",
+    "LossesByDimension",
     "PreconditioningProbes",
     "ProbeFit",
     "ProbeResult",
     "ProductPattern",
     "Quantity",
     "ResidualStream",
+    "Sensitivity",
     "WeightProducts",
+    "attention_maps",
     "block_diagonality",
     "block_scalars",
     "combined_coefficients",
@@ -68,9 +84,11 @@ __all__ = [
     "diagonal_energy",
     "extract_algorithm",
     "fold_inputs",
+    "gradient_norms",
     "hidden_state_probes",
     "interpolate",
     "loss_curves",
+    "losses_by_dimension",
     "ordinary",
     "pattern_share",
     "preconditioned_inputs",
@@ -79,6 +97,7 @@ __all__ = [
     "probe",
     "probe_with_controls",
     "residual_stream",
+    "sensitivity",
     "target_probes",
     "token_probes",
     "weight_product_figure",

@@ -17,6 +17,7 @@ from mesascope.errors import InputError, require
 from mesascope.figures import Array, Figure, Line, LinePanel, Role, Table
 from mesascope.predictor import Predictor, half_squared_error
 from mesascope.tasks.sequences import Sequences
+from mesascope.uncover.moments import RunningMoments
 
 TimeSteps = tuple[int, ...]
 """Time steps, counted from 1."""
@@ -152,34 +153,26 @@ def average_over_sequences(
     Raises:
         InputError: no batches, or batches with different time steps.
     """
-    # Chan's update of mean and sum of squared deviations: a difference of large sums would cancel. The last column
-    # holds the mean over time of a sequence.
-    count, mean, squares, time_steps = 0, np.zeros(0), np.zeros(0), None
+    # the last column of the moments holds the mean over time of a sequence
+    moments, time_steps = RunningMoments(), None
     for steps, values in batches:
-        if time_steps is None:
-            time_steps = steps
-            mean = squares = np.zeros((len(labels), len(steps) + 1))
+        time_steps = steps if time_steps is None else time_steps
         if time_steps != steps:
             raise InputError("batches: got batches that score different time steps, but they must be alike")
-        numbers = values.double().numpy()
-        numbers = np.concatenate([numbers, numbers.mean(-1, keepdims=True)], axis=-1)
-        new, batch_mean = numbers.shape[1], numbers.mean(1)
-        shift, total = batch_mean - mean, count + new
-        squares = squares + ((numbers - batch_mean[:, None]) ** 2).sum(1) + shift**2 * (count * new / total)
-        mean, count = mean + shift * (new / total), total
+        numbers = values.double().numpy().transpose(1, 0, 2)
+        moments.add(np.concatenate([numbers, numbers.mean(-1, keepdims=True)], axis=-1))
     if time_steps is None:
         raise InputError("batches: got none, but there must be at least one")
-    deviation = np.sqrt(squares / (count - 1)) if count > 1 else np.full_like(squares, math.nan)
-    error = deviation / math.sqrt(count)
+    error = moments.deviation / math.sqrt(moments.count)
     return Curves(
         labels=labels,
         quantity=quantity,
         time_steps=np.array(time_steps, dtype=np.float64),
-        mean=mean[:, :-1],
+        mean=moments.mean[:, :-1],
         standard_error=error[:, :-1],
-        overall=mean[:, -1],
+        overall=moments.mean[:, -1],
         overall_standard_error=error[:, -1],
-        num_sequences=count,
+        num_sequences=moments.count,
     )
 
 
