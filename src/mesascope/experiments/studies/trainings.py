@@ -30,7 +30,7 @@ Architecture = Literal["softmax-7", "softmax-3", "hybrid", "full-mesa"]
 """Softmax layers; one softmax and one mesa layer; two mesa layers."""
 
 QUICK_REDUCTIONS = (
-    "Batches of 64 sequences instead of 256 and 2,000 to 3,000 optimiser steps instead of 10,000 to 40,000.",
+    "Batches of 64 sequences instead of 256 and 2,000 to 5,000 optimiser steps instead of 10,000 to 40,000.",
     "Larger learning rates, with a warm-up over a tenth of the steps and a cosine to their end; gradients clipped to a "
     "norm of 1 instead of elementwise.",
 )
@@ -123,7 +123,7 @@ _PAPER: dict[Setting, tuple[float, int, int]] = {
 """Peak learning rate, step at which the cosine ends, steps that are run."""
 
 _QUICK: dict[tuple[Setting, Architecture], tuple[float, int]] = {
-    ("linear", "softmax-7"): (2.5e-3, 3_000),
+    ("linear", "softmax-7"): (2.5e-3, 5_000),
     ("linear", "softmax-3"): (2.5e-3, 3_000),
     ("linear", "hybrid"): (2e-3, 2_000),
     ("linear", "full-mesa"): (2e-3, 2_000),
