@@ -27,7 +27,7 @@ from mesascope.uncover.preconditioning import (
     preconditioned_inputs,
     preconditioning_probes,
 )
-from mesascope.uncover.probe_results import ControlledProbe, Estimate, ProbeResult, Quantity
+from mesascope.uncover.probe_results import QUANTITY_LABELS, ControlledProbe, Estimate, ProbeResult, Quantity
 from mesascope.uncover.probes import ProbeFit, probe, probe_with_controls
 from mesascope.uncover.sensitivity import Sensitivity, gradient_norms, sensitivity
 from mesascope.uncover.weight_products import (
@@ -53,6 +53,7 @@ __all__ = [
     "PROPOSITION_1",
     "PROPOSITION_1_FOLDED",
     "SOFTMAX_KERNEL",
+    "QUANTITY_LABELS",
     "AllBlocks",
     "AttentionMaps",
     "BlockSelection",

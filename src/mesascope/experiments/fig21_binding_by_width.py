@@ -1,0 +1,34 @@
+"""Figure 21: the number of tokens that the first layer binds, by width, with partial observation.
+
+mesascope reproduce fig21 --profile quick --out DIR
+mesascope reproduce fig21 --profile paper --out DIR        days on 2 cores
+"""
+
+from mesascope.experiments.base import Experiment, Profile, Settings
+from mesascope.experiments.studies.binding_by_width import BindingByWidth
+from mesascope.experiments.studies.trainings import QUICK_REDUCTIONS
+
+
+def settings(profile: Profile, seeds: int | None) -> Settings:
+    """Studies and their settings."""
+    if profile == "quick":
+        reductions = (
+            *QUICK_REDUCTIONS,
+            "Widths 5, 15, 30 and 80 instead of seven widths.",
+            "One seed instead of five.",
+        )
+        return Settings((BindingByWidth("quick", seeds or 1, widths=(5, 15, 30, 80)),), reductions, 20)
+    return Settings((BindingByWidth("paper", seeds or 5, widths=(5, 10, 15, 20, 30, 50, 80)),), (), 2_000)
+
+
+EXPERIMENT = Experiment(
+    name="fig21",
+    title="Wider models bind more tokens",
+    introduction=(
+        "When an observation shows only 5 of 15 dimensions of the state, the next one cannot be predicted from the "
+        "last alone: several past observations must be combined. This report asks how many of them can be read off the "
+        "first layer of trained models, and how that depends on the width of the model, which limits what a token can "
+        "hold.",
+    ),
+    settings=settings,
+)
