@@ -5,16 +5,22 @@ mesascope reproduce fig17 --profile paper --out DIR        hours on 2 cores
 """
 
 from mesascope.experiments.base import Experiment, Profile, Settings
-from mesascope.experiments.studies.binding_over_training import BindingOverTraining
-from mesascope.experiments.studies.trainings import QUICK_REDUCTIONS
+from mesascope.experiments.studies.binding_over_training import ARCHITECTURES, BindingOverTraining
+from mesascope.experiments.studies.replicates import Replicates
+from mesascope.experiments.studies.trainings import QUICK_REDUCTIONS, Architecture, plain_training
 
 
 def settings(profile: Profile, seeds: int | None) -> Settings:
     """Studies and their settings."""
-    if profile == "quick":
-        reductions = (*QUICK_REDUCTIONS, "One seed instead of five.")
-        return Settings((BindingOverTraining("quick", seeds or 1),), reductions, 10)
-    return Settings((BindingOverTraining("paper", seeds or 5),), (), 350)
+    count = seeds or (1 if profile == "quick" else 5)
+
+    def models(architecture: Architecture) -> Replicates:
+        return Replicates.of(architecture, lambda seed: plain_training("linear", architecture, profile, seed), count)
+
+    studies = (BindingOverTraining({kind: models(kind) for kind in ARCHITECTURES}),)
+    if profile == "paper":
+        return Settings(studies, (), 350)
+    return Settings(studies, (*QUICK_REDUCTIONS, "One seed instead of five."), 10)
 
 
 EXPERIMENT = Experiment(

@@ -5,20 +5,28 @@ mesascope reproduce fig21 --profile paper --out DIR        days on 2 cores
 """
 
 from mesascope.experiments.base import Experiment, Profile, Settings
-from mesascope.experiments.studies.binding_by_width import BindingByWidth
-from mesascope.experiments.studies.trainings import QUICK_REDUCTIONS
+from mesascope.experiments.studies.binding_by_width import ARCHITECTURES, BindingByWidth
+from mesascope.experiments.studies.replicates import Replicates
+from mesascope.experiments.studies.trainings import QUICK_REDUCTIONS, Architecture, plain_training
 
 
 def settings(profile: Profile, seeds: int | None) -> Settings:
     """Studies and their settings."""
-    if profile == "quick":
-        reductions = (
-            *QUICK_REDUCTIONS,
-            "Widths 5, 15, 30 and 80 instead of seven widths.",
-            "One seed instead of five.",
+    count = seeds or (1 if profile == "quick" else 5)
+    widths = (5, 15, 30, 80) if profile == "quick" else (5, 10, 15, 20, 30, 50, 80)
+
+    def models(architecture: Architecture, width: int) -> Replicates:
+        return Replicates.of(
+            f"partial {architecture}, width {width}",
+            lambda seed: plain_training("partial", architecture, profile, seed, embed_dim=width),
+            count,
         )
-        return Settings((BindingByWidth("quick", seeds or 1, widths=(5, 15, 30, 80)),), reductions, 20)
-    return Settings((BindingByWidth("paper", seeds or 5, widths=(5, 10, 15, 20, 30, 50, 80)),), (), 2_000)
+
+    studies = (BindingByWidth({kind: {width: models(kind, width) for width in widths} for kind in ARCHITECTURES}),)
+    if profile == "paper":
+        return Settings(studies, (), 2_000)
+    fewer = ("Widths 5, 15, 30 and 80 instead of seven widths.", "One seed instead of five.")
+    return Settings(studies, (*QUICK_REDUCTIONS, *fewer), 20)
 
 
 EXPERIMENT = Experiment(

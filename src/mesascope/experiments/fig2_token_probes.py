@@ -6,18 +6,25 @@ mesascope reproduce fig2 --profile paper --out DIR        days on 2 cores
 
 from mesascope.experiments.base import Experiment, Profile, Settings
 from mesascope.experiments.studies.hidden_features import HiddenFeatures
-from mesascope.experiments.studies.token_binding import TokenBinding
-from mesascope.experiments.studies.trainings import QUICK_REDUCTIONS
+from mesascope.experiments.studies.replicates import Replicates
+from mesascope.experiments.studies.token_binding import ARCHITECTURES, TokenBinding
+from mesascope.experiments.studies.trainings import QUICK_REDUCTIONS, Architecture, Setting, plain_training
 
 
 def settings(profile: Profile, seeds: int | None) -> Settings:
     """Studies and their settings."""
-    if profile == "quick":
-        seeds = seeds or 1
-        reductions = (*QUICK_REDUCTIONS, "One seed instead of five.")
-        return Settings((TokenBinding("quick", seeds), HiddenFeatures("quick", seeds)), reductions, 20)
-    seeds = seeds or 5
-    return Settings((TokenBinding("paper", seeds), HiddenFeatures("paper", seeds)), (), 2_500)
+    count = seeds or (1 if profile == "quick" else 5)
+
+    def models(setting: Setting, architecture: Architecture) -> Replicates:
+        return Replicates.of(
+            f"{setting} {architecture}", lambda seed: plain_training(setting, architecture, profile, seed), count
+        )
+
+    full, partial = ({kind: models(setting, kind) for kind in ARCHITECTURES} for setting in ("linear", "partial"))
+    studies = (TokenBinding(full, partial), HiddenFeatures(models("nonlinear", "softmax-7")))
+    if profile == "paper":
+        return Settings(studies, (), 2_500)
+    return Settings(studies, (*QUICK_REDUCTIONS, "One seed instead of five."), 20)
 
 
 EXPERIMENT = Experiment(

@@ -7,11 +7,19 @@ import numpy as np
 
 from mesascope.claims import Claim, Threshold
 from mesascope.errors import require
-from mesascope.experiments.base import ClaimSheet, Findings, Profile, Trained
+from mesascope.experiments.base import ClaimSheet, Findings, Trained
+from mesascope.experiments.studies.bound_tokens import (
+    NAMES,
+    SHORT_NAMES,
+    bound_tokens,
+    probe_line,
+    shares,
+    token_panel,
+)
 from mesascope.experiments.studies.evaluation import Array
-from mesascope.experiments.studies.probing import NAMES, SHORT_NAMES, ProbedModel, bound_tokens_of, probe_line, shares
+from mesascope.experiments.studies.replicates import Replicates
 from mesascope.experiments.studies.trainings import Architecture
-from mesascope.figures import Figure, LinePanel, Table
+from mesascope.figures import Figure, Table
 from mesascope.training.config import TrainingConfig
 from mesascope.uncover import ControlledProbe
 
@@ -57,40 +65,31 @@ _READ = 0.25
 
 @dataclass(frozen=True)
 class BindingByWidth:
-    """The study.
+    """The study. Claims are judged by the worst seed.
 
     Attributes:
-        profile: of the trainings.
-        seeds: trainings of each model and width.
-        widths: d_e, ascending from 5 to 80.
-        sequences: on which probes are fitted (half) and scored (half).
+        models: with partial observation, "softmax-7" and "hybrid", by width from 5 to 80.
     """
 
-    profile: Profile
-    seeds: int
-    widths: tuple[int, ...]
-    sequences: int = 2048
+    models: Mapping[Architecture, Mapping[int, Replicates]]
 
     claims = (*GROWS.values(), *NARROW.values(), *WIDE.values())
 
     def __post_init__(self) -> None:
-        ascending = self.widths == tuple(sorted(self.widths))
-        ends = self.widths[:1] + self.widths[-1:] == (NARROWEST, WIDEST)
-        require(ascending and ends, "widths", self.widths, f"ascending from {NARROWEST} to {WIDEST}")
+        for by_width in self.models.values():
+            widths = tuple(by_width)
+            ends = widths[:1] + widths[-1:] == (NARROWEST, WIDEST)
+            allowed = f"of ascending widths from {NARROWEST} to {WIDEST}"
+            require(ends and widths == tuple(sorted(widths)), "models", widths, allowed)
 
     def trainings(self) -> Mapping[str, TrainingConfig]:
-        models = [ProbedModel("partial", kind, width) for kind in ARCHITECTURES for width in self.widths]
-        return {
-            label: config for model in models for label, config in model.trainings(self.profile, self.seeds).items()
-        }
+        models = [self.models[kind][width] for kind in ARCHITECTURES for width in self.models[kind]]
+        return {label: config for one in models for label, config in one.by_label.items()}
 
     def measure(self, trained: Trained, sheet: ClaimSheet) -> Findings:
         """Measure all claims of the study."""
         probes = {
-            kind: [
-                bound_tokens_of(trained, ProbedModel("partial", kind, width), self.seeds, self.sequences)
-                for width in self.widths
-            ]
+            kind: {width: bound_tokens(models, trained) for width, models in self.models[kind].items()}
             for kind in ARCHITECTURES
         }
         counts = {kind: _counts(found) for kind, found in probes.items()}
@@ -99,42 +98,47 @@ class BindingByWidth:
             sheet.record(GROWS[kind].id, min(steps), tuple(steps))
             sheet.record(NARROW[kind].id, max(count[0]), tuple(count[0]))
             sheet.record(WIDE[kind].id, min(count[-1]), tuple(count[-1]))
-        return Findings(figures=(self._figure(probes),), tables=(self._table(counts),))
+        return Findings(figures=(_figure(probes),), tables=(_table(probes, counts),))
 
-    def _figure(self, probes: Mapping[Architecture, Sequence[Sequence[ControlledProbe]]]) -> Figure:
-        panels = []
-        for kind, by_width in probes.items():
-            lines = [
-                probe_line(f"width {width}", [one.model for one in found], "model", colour)
-                for colour, (width, found) in enumerate(zip(self.widths, by_width, strict=True))
-            ]
-            widest, colour = by_width[-1], len(self.widths) - 1
-            lines.append(
-                probe_line(f"width {WIDEST}, untrained", [one.untrained for one in widest], "reference", colour)
-            )
-            shuffled = [one.shuffled for one in widest]
-            lines.append(probe_line(f"width {WIDEST}, other sequences", shuffled, "reference", len(self.widths)))
-            axis = "time step t' of the token that is read"
-            panels.append(LinePanel(NAMES[kind], axis, "squared error of the probe, held out", tuple(lines)))
-        caption = (
-            "How well the last eight observations can be read off the output of the first layer at t = 50, for models "
-            "of several widths; each observation has 5 coordinates of a state of 15. Linear maps, fitted on half of "
-            "the sequences and scored on the others. Dotted: an untrained model and shuffled targets. Bands: 95 % "
-            "intervals of one seed, or one standard deviation over seeds."
-        )
-        return Figure("token_probes_width", "Width and the number of bound tokens (Fig. 21)", caption, tuple(panels), 2)
 
-    def _table(self, counts: Mapping[Architecture, Array]) -> Table:
-        rows = [
-            (NAMES[kind], width, seed, int(count[index, seed]))
-            for kind, count in counts.items()
-            for index, width in enumerate(self.widths)
-            for seed in range(self.seeds)
+Probes = Mapping[Architecture, Mapping[int, Sequence[ControlledProbe]]]
+
+
+def _counts(by_width: Mapping[int, Sequence[ControlledProbe]]) -> Array:
+    """Observations that can be read, `[widths, seeds]`."""
+    counts = [[(shares(one.model) < _READ).sum() for one in found] for found in by_width.values()]
+    return np.array(counts, dtype=np.float64)
+
+
+def _figure(probes: Probes) -> Figure:
+    panels = []
+    for kind, by_width in probes.items():
+        lines = [
+            probe_line(f"width {width}", [one.model for one in found], "model", colour)
+            for colour, (width, found) in enumerate(by_width.items())
         ]
-        columns = ("model", "width", "seed", "tokens below 25 % of the variance")
-        return Table("bound_tokens", "Observations that can be read off layer 1", columns, tuple(rows))
+        widest = by_width[WIDEST]
+        lines += [
+            probe_line(f"width {WIDEST}, untrained", [one.untrained for one in widest], "reference", len(lines) - 1),
+            probe_line(f"width {WIDEST}, other sequences", [one.shuffled for one in widest], "reference", len(lines)),
+        ]
+        panels.append(token_panel(NAMES[kind], lines))
+    caption = (
+        "How well the last eight observations can be read off the output of the first layer at t = 50, for models of "
+        "several widths; an observation has 5 coordinates, the state behind it 15. Linear maps, fitted on half of the "
+        "sequences and scored on the others. Dotted: models that were never trained, and observations of other "
+        "sequences. Bands: 95 % intervals of one seed, or one standard deviation over seeds."
+    )
+    return Figure("token_probes_width", "Width and the number of bound tokens (Fig. 21)", caption, tuple(panels), 2)
 
 
-def _counts(by_width: Sequence[Sequence[ControlledProbe]]) -> Array:
-    """Tokens that can be read, `[widths, seeds]`."""
-    return np.array([[(shares(one.model)[0] < _READ).sum() for one in found] for found in by_width], dtype=np.float64)
+def _table(probes: Probes, counts: Mapping[Architecture, Array]) -> Table:
+    rows: list[tuple[str | float, ...]] = [
+        (NAMES[kind], width, seed, int(counts[kind][index, seed]), *(float(share) for share in shares(found.model)))
+        for kind, by_width in probes.items()
+        for index, (width, seeds) in enumerate(by_width.items())
+        for seed, found in enumerate(seeds)
+    ]
+    first = probes[ARCHITECTURES[0]][WIDEST][0].model.time_steps
+    columns = ("model", "width", "seed", "below 25 %", *(f"t' = {int(step)}" for step in first))
+    return Table("bound_tokens", "Squared errors by t' as shares of the variance, held out", columns, tuple(rows))

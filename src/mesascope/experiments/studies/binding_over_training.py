@@ -7,13 +7,15 @@ from operator import attrgetter
 import numpy as np
 
 from mesascope.claims import Claim, Threshold
-from mesascope.experiments.base import ClaimSheet, Findings, Profile, Trained
-from mesascope.experiments.studies.evaluation import Array
-from mesascope.experiments.studies.probing import NAMES, SHORT_NAMES, ProbedModel, bound_tokens
+from mesascope.experiments.base import ClaimSheet, Findings, Trained
+from mesascope.experiments.studies.bound_tokens import NAMES, SHORT_NAMES
+from mesascope.experiments.studies.evaluation import Array, evaluation_sequences
+from mesascope.experiments.studies.replicates import Replicates, initial_model
 from mesascope.experiments.studies.trainings import Architecture
 from mesascope.figures import Figure, Line, LinePanel, Table
 from mesascope.training.config import TrainingConfig
-from mesascope.uncover import QUANTITY_LABELS, Quantity
+from mesascope.training.seeds import stream
+from mesascope.uncover import QUANTITY_LABELS, ControlledProbe, Quantity, residual_stream, token_probes
 
 _SOURCE = "arXiv 2309.05858v2, Fig. 17; threshold ours"
 ARCHITECTURES: tuple[Architecture, ...] = ("softmax-7", "hybrid", "full-mesa")
@@ -56,7 +58,7 @@ EMERGES = Claim(
     Threshold(high=0.5),
 )
 
-_MOST_POINTS = 26
+_MOST_POINTS, _SEQUENCES = 26, 2_048
 
 
 @dataclass(frozen=True)
@@ -83,24 +85,22 @@ class _Course:
 
 @dataclass(frozen=True)
 class BindingOverTraining:
-    """The study; attributes as for `TokenBinding`."""
+    """The study. Claims are judged by the worst seed.
 
-    profile: Profile
-    seeds: int
-    sequences: int = 2048
+    Attributes:
+        models: "softmax-7", "hybrid" and "full-mesa", whose trainings keep snapshots.
+    """
+
+    models: Mapping[Architecture, Replicates]
 
     claims = (*BOUND.values(), *NOTHING_OLDER.values(), LESS_CLEAR, EMERGES)
 
     def trainings(self) -> Mapping[str, TrainingConfig]:
-        return {
-            label: config
-            for kind in ARCHITECTURES
-            for label, config in ProbedModel("linear", kind).trainings(self.profile, self.seeds).items()
-        }
+        return {label: config for kind in ARCHITECTURES for label, config in self.models[kind].by_label.items()}
 
     def measure(self, trained: Trained, sheet: ClaimSheet) -> Findings:
         """Measure all claims of the study."""
-        courses = {kind: self._course(trained, ProbedModel("linear", kind)) for kind in ARCHITECTURES}
+        courses = {kind: _course(self.models[kind], trained) for kind in ARCHITECTURES}
         for kind in _CLEAR:
             last = courses[kind].scores["r2"][:, -1]
             pair, older = last[:, -2:].min(-1), last[:, :-3].max(-1)
@@ -114,24 +114,28 @@ class BindingOverTraining:
         sheet.record(EMERGES.id, max(before), tuple(before))
         return Findings(figures=(_figure(courses, "r2"), _figure(courses, "mse")), tables=(_table(courses),))
 
-    def _course(self, trained: Trained, model: ProbedModel) -> _Course:
-        labels = [model.label(seed) for seed in range(self.seeds)]
-        steps = _thinned(trained.snapshot_steps(labels[0]))
-        found = [
-            bound_tokens(
-                trained.config(label), [trained.snapshot(label, step, label) for step in steps], self.sequences
-            )
-            for label in labels
-        ]
-        quantities: tuple[Quantity, ...] = ("r2", "mse")
-        scores, shuffled = (
-            {
-                name: np.array([[read(one).score(name).value[0] for one in probes] for probes in found])
-                for name in quantities
-            }
-            for read in (attrgetter("model"), attrgetter("shuffled"))
-        )
-        return _Course(np.array(steps, dtype=np.float64), found[0][0].model.time_steps, scores, shuffled)
+
+def _course(models: Replicates, trained: Trained) -> _Course:
+    steps = _thinned(trained.snapshot_steps(next(iter(models.by_label))))
+    found = [_along(label, steps, trained) for label in models.by_label]
+    quantities: tuple[Quantity, ...] = ("r2", "mse")
+    scores, shuffled = (
+        {
+            name: np.array([[read(one).score(name).value[0] for one in probes] for probes in found])
+            for name in quantities
+        }
+        for read in (attrgetter("model"), attrgetter("shuffled"))
+    )
+    return _Course(np.array(steps, dtype=np.float64), found[0][0].model.time_steps, scores, shuffled)
+
+
+def _along(label: str, steps: list[int], trained: Trained) -> list[ControlledProbe]:
+    """Probes of the first layer after each of the steps of one training."""
+    config = trained.config(label)
+    sequences = evaluation_sequences(config.task).select(slice(0, _SEQUENCES))
+    untrained = residual_stream(initial_model(config), sequences, layers=(1,))
+    streams = (residual_stream(trained.snapshot(label, step, label), sequences, layers=(1,)) for step in steps)
+    return [token_probes(read, untrained, sequences, generator=stream(0, "probes")) for read in streams]
 
 
 def _thinned(steps: list[int]) -> list[int]:

@@ -6,13 +6,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mesascope.claims import Claim, Threshold
-from mesascope.experiments.base import ClaimSheet, Findings, Profile, Trained
-from mesascope.experiments.studies.evaluation import evaluation_sequences
-from mesascope.experiments.studies.probing import ProbedModel, untrained_twin
+from mesascope.experiments.base import ClaimSheet, Findings, Trained
+from mesascope.experiments.studies.replicates import Replicates
 from mesascope.figures import Figure
 from mesascope.training.config import TrainingConfig
 from mesascope.training.seeds import stream
-from mesascope.uncover import ControlledProbe, hidden_state_probes, residual_stream
+from mesascope.uncover import ControlledProbe, hidden_state_probes
 
 _SOURCE = "arXiv 2309.05858v2, Fig. 2B; threshold ours"
 
@@ -44,46 +43,43 @@ LEARNED = Claim(
     Threshold(high=0.5),
 )
 
-_MODEL = ProbedModel("nonlinear", "softmax-7")
-
 
 @dataclass(frozen=True)
 class HiddenFeatures:
-    """The study; attributes as for `TokenBinding`."""
+    """The study. Claims are judged by the worst seed; the figure and the table show the first.
 
-    profile: Profile
-    seeds: int
-    sequences: int = 2048
+    Attributes:
+        models: of seven layers, on nonlinear dynamics.
+    """
+
+    models: Replicates
 
     claims = (*COMPUTED.values(), EARLY, LEARNED)
 
     def trainings(self) -> Mapping[str, TrainingConfig]:
-        return _MODEL.trainings(self.profile, self.seeds)
+        return self.models.by_label
 
     def measure(self, trained: Trained, sheet: ClaimSheet) -> Findings:
         """Measure all claims of the study."""
-        probes = [self._probe(trained, _MODEL.label(seed)) for seed in range(self.seeds)]
+        features = self.models.task.features
+        if features is None:
+            raise ValueError("models: their dynamics have no features")
+        raw = replace(features, normalise=False)
+        probes = [
+            hidden_state_probes(found.model, found.untrained, found.sequences, raw, generator=stream(0, "probes"))
+            for found in self.models.streams(trained)
+        ]
         errors = np.stack([found.model.mse.value for found in probes])
         untrained = np.stack([found.untrained.mse.value for found in probes])
         for back, claim in enumerate(COMPUTED.values(), start=1):
             ratios = errors[:, 1:, -back].min(1) / errors[:, 0, -back]
             sheet.record(claim.id, max(ratios), tuple(ratios))
-        best = 1 + errors[:, 1:, -2:].argmin(1).max(-1)
+        best = [int(layer) for layer in 1 + errors[:, 1:, -2:].argmin(1).max(-1)]
         sheet.record(EARLY.id, max(best), tuple(best))
-        learned = (errors[:, :, -2:].min(1) / untrained[:, :, -2:].min(1)).max(-1)
+        learned = (errors[:, 1:, -2:].min(1) / untrained[:, 1:, -2:].min(1)).max(-1)
         sheet.record(LEARNED.id, max(learned), tuple(learned))
         table = probes[0].table("hidden_features", "Features MLP* in the residual stream at t = 50, seed 0")
         return Findings(figures=(_figure(probes[0]),), tables=(table,))
-
-    def _probe(self, trained: Trained, label: str) -> ControlledProbe:
-        config = trained.config(label)
-        features = config.task.features
-        if features is None:
-            raise ValueError(f"{label}: its dynamics have no features")
-        batch = evaluation_sequences(config.task, self.sequences)
-        read, blank = (residual_stream(model, batch) for model in (trained.model(label, label), untrained_twin(config)))
-        raw = replace(features, normalise=False)
-        return hidden_state_probes(read, blank, batch, raw, generator=stream(config.seed, "probes"))
 
 
 def _figure(found: ControlledProbe) -> Figure:

@@ -1,6 +1,6 @@
 """Trainings that differ in their seed only, and the residual streams of their models."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from mesascope.errors import require
@@ -47,12 +47,15 @@ class Replicates:
         """The trained models, named by their labels."""
         return [trained.model(label, label) for label in self.by_label]
 
-    def streams(self, trained: Trained) -> "Iterator[Streams]":
-        """What every model computes on the evaluation sequences of the task; one at a time, for they are large."""
+    def streams(self, trained: Trained, layers: Sequence[int] | None = None) -> "Iterator[Streams]":
+        """What every model computes on the evaluation sequences of the task; one at a time, for they are large.
+
+        `layers` as for `residual_stream`.
+        """
         sequences = evaluation_sequences(self.task)
         for model, config in zip(self.models(trained), self.by_label.values(), strict=True):
-            initial = Transformer(config.model, stream(config.seed, "weights"), name="untrained")
-            yield Streams(sequences, residual_stream(model, sequences), residual_stream(initial, sequences))
+            read, blank = (residual_stream(one, sequences, layers=layers) for one in (model, initial_model(config)))
+            yield Streams(sequences, read, blank)
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,11 @@ class Streams:
     sequences: Sequences
     model: ResidualStream
     untrained: ResidualStream
+
+
+def initial_model(config: TrainingConfig) -> Transformer:
+    """The model as its training found it: the control that was never trained."""
+    return Transformer(config.model, stream(config.seed, "weights"), name="untrained")
 
 
 _COMMON: dict[str, Callable[[TrainingConfig], object]] = {

@@ -4,10 +4,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mesascope.claims import Claim, Threshold
-from mesascope.experiments.base import ClaimSheet, Findings, Profile, Trained
-from mesascope.experiments.studies.probing import NAMES, SHORT_NAMES, ProbedModel, bound_tokens_of, probe_line, shares
+from mesascope.experiments.base import ClaimSheet, Findings, Trained
+from mesascope.experiments.studies.bound_tokens import (
+    NAMES,
+    SHORT_NAMES,
+    bound_tokens,
+    probe_line,
+    shares,
+    token_panel,
+)
+from mesascope.experiments.studies.replicates import Replicates
 from mesascope.experiments.studies.trainings import Architecture
-from mesascope.figures import Figure, Line, LinePanel
+from mesascope.figures import Figure, Line
 from mesascope.training.config import TrainingConfig
 from mesascope.uncover import ControlledProbe
 
@@ -66,62 +74,46 @@ SHUFFLED = Claim(
 )
 
 # time steps counted back from the last, which is T = 50
-_PAIR, _PREVIOUS, _BEFORE, _WINDOW = slice(-2, None), slice(-2, -1), -3, slice(-5, -1)
+_PAIR, _PREVIOUS, _BEFORE, _WINDOW = slice(-2, None), -2, -3, slice(-5, -1)
 
 
 @dataclass(frozen=True)
 class TokenBinding:
-    """The study.
+    """The study. Claims are judged by the worst seed; tables show the first.
 
     Attributes:
-        profile: of the trainings.
-        seeds: trainings of each model.
-        sequences: on which probes are fitted (half) and scored (half).
+        full, partial: models with full and with partial observation (width 80), each "softmax-7" and "hybrid".
     """
 
-    profile: Profile
-    seeds: int
-    sequences: int = 2048
+    full: Mapping[Architecture, Replicates]
+    partial: Mapping[Architecture, Replicates]
 
     claims = (*BINDING.values(), *NOTHING_OLDER.values(), *PARTIAL.values(), UNTRAINED, SHUFFLED)
 
     def trainings(self) -> Mapping[str, TrainingConfig]:
-        models = [model for kind in ARCHITECTURES for model in (_full(kind), _partial(kind))]
-        return {
-            label: config for model in models for label, config in model.trainings(self.profile, self.seeds).items()
-        }
+        models = (*self.full.values(), *self.partial.values())
+        return {label: config for one in models for label, config in one.by_label.items()}
 
     def measure(self, trained: Trained, sheet: ClaimSheet) -> Findings:
         """Measure all claims of the study."""
         full, partial = (
-            {kind: bound_tokens_of(trained, model(kind), self.seeds, self.sequences) for kind in ARCHITECTURES}
-            for model in (_full, _partial)
+            {kind: bound_tokens(models[kind], trained) for kind in ARCHITECTURES}
+            for models in (self.full, self.partial)
         )
         for kind in ARCHITECTURES:
-            pair = [shares(found.model)[0, _PAIR].max() for found in full[kind]]
+            pair = [shares(found.model)[_PAIR].max() for found in full[kind]]
             sheet.record(BINDING[kind].id, max(pair), tuple(pair))
-            older = [found.model.mse.value[0, _BEFORE] / found.model.mse.value[0, -2] for found in full[kind]]
+            older = [shares(found.model)[_BEFORE] / shares(found.model)[_PREVIOUS] for found in full[kind]]
             sheet.record(NOTHING_OLDER[kind].id, min(older), tuple(older))
-            window = [shares(found.model)[0, _WINDOW].max() for found in partial[kind]]
+            window = [shares(found.model)[_WINDOW].max() for found in partial[kind]]
             sheet.record(PARTIAL[kind].id, max(window), tuple(window))
         _judge_controls(sheet, full, partial)
         tables = tuple(
-            found[0].table(f"tokens_{setting}_{SHORT_NAMES[kind]}", f"Tokens in layer 1: {NAMES[kind]}, {name}, seed 0")
-            for setting, name, probes in (
-                ("full", "full observation", full),
-                ("partial", "partial observation", partial),
-            )
+            found[0].table(f"tokens_{setting}_{SHORT_NAMES[kind]}", f"{NAMES[kind]}, {setting} observation, seed 0")
+            for setting, probes in (("full", full), ("partial", partial))
             for kind, found in probes.items()
         )
         return Findings(figures=(_figure(full, partial),), tables=tables)
-
-
-def _full(kind: Architecture) -> ProbedModel:
-    return ProbedModel("linear", kind)
-
-
-def _partial(kind: Architecture) -> ProbedModel:
-    return ProbedModel("partial", kind)
 
 
 Probes = Mapping[Architecture, Sequence[ControlledProbe]]
@@ -131,8 +123,8 @@ def _judge_controls(sheet: ClaimSheet, full: Probes, partial: Probes) -> None:
     untrained, shuffled = [], []
     for probes, never_bound, looked_for in ((full, _PREVIOUS, _PAIR), (partial, _WINDOW, _WINDOW)):
         for found in (one for kind in ARCHITECTURES for one in probes[kind]):
-            untrained.append(shares(found.untrained)[0, never_bound].min())
-            shuffled.append(shares(found.shuffled)[0, looked_for].min())
+            untrained.append(shares(found.untrained)[never_bound].min())
+            shuffled.append(shares(found.shuffled)[looked_for].min())
     sheet.record(UNTRAINED.id, min(untrained), tuple(untrained))
     sheet.record(SHUFFLED.id, min(shuffled), tuple(shuffled))
 
@@ -147,8 +139,7 @@ def _figure(full: Probes, partial: Probes) -> Figure:
             lines.append(probe_line(f"{NAMES[kind]}, untrained", untrained, "reference", colour))
         shuffled = [one.shuffled for one in probes["softmax-7"]]
         lines.append(probe_line("targets of other sequences", shuffled, "reference", 4))
-        axis = "time step t' of the token that is read"
-        panels.append(LinePanel(title, axis, "squared error of the probe, held out", tuple(lines)))
+        panels.append(token_panel(title, lines))
     caption = (
         "How well the last eight observations can be read off the output of the first layer at t = 50, by linear maps "
         "fitted on half of the sequences and scored on the others. Where the error is near 0, the layer holds the "
