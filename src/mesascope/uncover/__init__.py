@@ -2,6 +2,7 @@
 
 from mesascope.uncover.attention_maps import AttentionMaps, attention_maps
 from mesascope.uncover.capture import CapturableModel, HookedModel, InputOf, ResidualStream, residual_stream
+from mesascope.uncover.candidates import Candidate, learner_candidates
 from mesascope.uncover.comparison import Curves, loss_curves, prediction_difference
 from mesascope.uncover.compression import (
     AllBlocks,
@@ -30,6 +31,14 @@ from mesascope.uncover.preconditioning import (
 from mesascope.uncover.probe_results import ControlledProbe, Estimate, ProbeResult, Quantity
 from mesascope.uncover.probes import ProbeFit, probe, probe_with_controls
 from mesascope.uncover.sensitivity import Sensitivity, gradient_norms, sensitivity
+from mesascope.uncover.implicit_weights import (
+    ImplicitWeights,
+    QueryProbes,
+    implicit_weight_difference,
+    query_probes,
+)
+from mesascope.uncover.interpolation import interpolate
+from mesascope.uncover.ranking import LearnerRanking, which_learner
 from mesascope.uncover.weight_products import (
     FOLDED_LABELS,
     PROPOSITION_1,
@@ -57,6 +66,7 @@ __all__ = [
     "AttentionMaps",
     "BlockSelection",
     "CapturableModel",
+    "Candidate",
     "CompressedAlgorithm",
     "ControlledProbe",
     "Curves",
@@ -64,7 +74,9 @@ __all__ = [
     "Family",
     "HookedModel",
     "InputOf",
+    "ImplicitWeights",
     "LargestBlocks",
+    "LearnerRanking",
     "LiveBlocks",
     "LossesByDimension",
     "PreconditioningProbes",
@@ -74,6 +86,7 @@ __all__ = [
     "Quantity",
     "ResidualStream",
     "Sensitivity",
+    "QueryProbes",
     "WeightProducts",
     "attention_maps",
     "block_diagonality",
@@ -86,7 +99,9 @@ __all__ = [
     "fold_inputs",
     "gradient_norms",
     "hidden_state_probes",
+    "implicit_weight_difference",
     "interpolate",
+    "learner_candidates",
     "loss_curves",
     "losses_by_dimension",
     "ordinary",
@@ -100,6 +115,8 @@ __all__ = [
     "sensitivity",
     "target_probes",
     "token_probes",
+    "query_probes",
     "weight_product_figure",
     "weight_products",
+    "which_learner",
 ]
