@@ -31,6 +31,18 @@ from mesascope.uncover.preconditioning import (
 from mesascope.uncover.probe_results import ControlledProbe, Estimate, ProbeResult, Quantity
 from mesascope.uncover.probes import ProbeFit, probe, probe_with_controls
 from mesascope.uncover.sensitivity import Sensitivity, gradient_norms, sensitivity
+from mesascope.uncover.few_shot import (
+    EarlyAscent,
+    FewShotCurve,
+    FewShotResult,
+    Prompt,
+    early_ascent,
+    few_shot_curve,
+    few_shot_figure,
+    most_pairs,
+    search_least_squares,
+    search_true_pairs,
+)
 from mesascope.uncover.implicit_weights import (
     ImplicitWeights,
     QueryProbes,
@@ -38,6 +50,7 @@ from mesascope.uncover.implicit_weights import (
     query_probes,
 )
 from mesascope.uncover.interpolation import interpolate
+from mesascope.uncover.prompt_tuning import PromptTuning, TunedPrompt, tune_eos, tune_prefix
 from mesascope.uncover.ranking import LearnerRanking, which_learner
 from mesascope.uncover.weight_products import (
     FOLDED_LABELS,
@@ -74,6 +87,9 @@ __all__ = [
     "Family",
     "HookedModel",
     "InputOf",
+    "EarlyAscent",
+    "FewShotCurve",
+    "FewShotResult",
     "ImplicitWeights",
     "LargestBlocks",
     "LearnerRanking",
@@ -86,7 +102,10 @@ __all__ = [
     "Quantity",
     "ResidualStream",
     "Sensitivity",
+    "Prompt",
+    "PromptTuning",
     "QueryProbes",
+    "TunedPrompt",
     "WeightProducts",
     "attention_maps",
     "block_diagonality",
@@ -95,7 +114,10 @@ __all__ = [
     "combined_pattern_share",
     "compress",
     "diagonal_energy",
+    "early_ascent",
     "extract_algorithm",
+    "few_shot_curve",
+    "few_shot_figure",
     "fold_inputs",
     "gradient_norms",
     "hidden_state_probes",
@@ -105,6 +127,7 @@ __all__ = [
     "loss_curves",
     "losses_by_dimension",
     "ordinary",
+    "most_pairs",
     "pattern_share",
     "preconditioned_inputs",
     "preconditioning_probes",
@@ -116,6 +139,10 @@ __all__ = [
     "target_probes",
     "token_probes",
     "query_probes",
+    "search_least_squares",
+    "search_true_pairs",
+    "tune_eos",
+    "tune_prefix",
     "weight_product_figure",
     "weight_products",
     "which_learner",
