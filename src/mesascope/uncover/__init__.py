@@ -1,8 +1,8 @@
 """Analyses: which algorithm a model runs, and how well that explains it."""
 
 from mesascope.uncover.attention_maps import AttentionMaps, attention_maps
-from mesascope.uncover.capture import CapturableModel, HookedModel, InputOf, ResidualStream, residual_stream
 from mesascope.uncover.candidates import Candidate, learner_candidates
+from mesascope.uncover.capture import CapturableModel, HookedModel, InputOf, ResidualStream, residual_stream
 from mesascope.uncover.comparison import Curves, loss_curves, prediction_difference
 from mesascope.uncover.compression import (
     AllBlocks,
@@ -21,16 +21,6 @@ from mesascope.uncover.dimension import (
     LossesByDimension,
     losses_by_dimension,
 )
-from mesascope.uncover.interpolation import interpolate
-from mesascope.uncover.preconditioning import (
-    PreconditioningProbes,
-    ordinary,
-    preconditioned_inputs,
-    preconditioning_probes,
-)
-from mesascope.uncover.probe_results import ControlledProbe, Estimate, ProbeResult, Quantity
-from mesascope.uncover.probes import ProbeFit, probe, probe_with_controls
-from mesascope.uncover.sensitivity import Sensitivity, gradient_norms, sensitivity
 from mesascope.uncover.few_shot import (
     EarlyAscent,
     FewShotCurve,
@@ -50,8 +40,17 @@ from mesascope.uncover.implicit_weights import (
     query_probes,
 )
 from mesascope.uncover.interpolation import interpolate
+from mesascope.uncover.preconditioning import (
+    PreconditioningProbes,
+    ordinary,
+    preconditioned_inputs,
+    preconditioning_probes,
+)
+from mesascope.uncover.probe_results import ControlledProbe, Estimate, ProbeResult, Quantity
+from mesascope.uncover.probes import ProbeFit, probe, probe_with_controls
 from mesascope.uncover.prompt_tuning import PromptTuning, TunedPrompt, tune_eos, tune_prefix
 from mesascope.uncover.ranking import LearnerRanking, which_learner
+from mesascope.uncover.sensitivity import Sensitivity, gradient_norms, sensitivity
 from mesascope.uncover.weight_products import (
     FOLDED_LABELS,
     PROPOSITION_1,
@@ -78,19 +77,19 @@ __all__ = [
     "AllBlocks",
     "AttentionMaps",
     "BlockSelection",
-    "CapturableModel",
     "Candidate",
+    "CapturableModel",
     "CompressedAlgorithm",
     "ControlledProbe",
     "Curves",
+    "EarlyAscent",
     "Estimate",
     "Family",
-    "HookedModel",
-    "InputOf",
-    "EarlyAscent",
     "FewShotCurve",
     "FewShotResult",
+    "HookedModel",
     "ImplicitWeights",
+    "InputOf",
     "LargestBlocks",
     "LearnerRanking",
     "LiveBlocks",
@@ -99,12 +98,12 @@ __all__ = [
     "ProbeFit",
     "ProbeResult",
     "ProductPattern",
-    "Quantity",
-    "ResidualStream",
-    "Sensitivity",
     "Prompt",
     "PromptTuning",
+    "Quantity",
     "QueryProbes",
+    "ResidualStream",
+    "Sensitivity",
     "TunedPrompt",
     "WeightProducts",
     "attention_maps",
@@ -126,21 +125,21 @@ __all__ = [
     "learner_candidates",
     "loss_curves",
     "losses_by_dimension",
-    "ordinary",
     "most_pairs",
+    "ordinary",
     "pattern_share",
     "preconditioned_inputs",
     "preconditioning_probes",
     "prediction_difference",
     "probe",
     "probe_with_controls",
+    "query_probes",
     "residual_stream",
+    "search_least_squares",
+    "search_true_pairs",
     "sensitivity",
     "target_probes",
     "token_probes",
-    "query_probes",
-    "search_least_squares",
-    "search_true_pairs",
     "tune_eos",
     "tune_prefix",
     "weight_product_figure",

@@ -20,10 +20,14 @@ def bootstrap_means(
     count = values.shape[0]
     require(count >= 1, "values", tuple(values.shape), "at least one sequence")
     require(resamples >= 1, "resamples", resamples, "at least 1")
+    return resample_counts(count, generator, resamples) @ values.double() / count
+
+
+def resample_counts(count: int, generator: torch.Generator, resamples: int) -> Float[Tensor, "resamples sequences"]:
+    """How often each of `count` sequences is drawn in each of `resamples` samples of that size, in float64."""
     drawn = torch.randint(count, (resamples, count), generator=generator)
-    weights = torch.zeros(resamples, count, dtype=torch.float64)
-    weights.scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.float64))
-    return weights @ values.double() / count
+    counts = torch.zeros(resamples, count, dtype=torch.float64)
+    return counts.scatter_add_(1, drawn, torch.ones_like(counts))
 
 
 def interval(samples: Float[Tensor, "resamples columns"], confidence: float = 0.95) -> tuple[Tensor, Tensor]:
