@@ -31,7 +31,7 @@ from mesascope.learners.regression import (
     Window,
     in_context_data,
 )
-from mesascope.learners.ridge import RidgeRegression
+from mesascope.learners.ridge import PairRegression, RidgeRegression
 from mesascope.learners.tuning import (
     LineSearch,
     TunedSchedule,
@@ -63,6 +63,7 @@ __all__ = [
     "LineSearch",
     "NeumannRegression",
     "Observations",
+    "PairRegression",
     "PolynomialMoments",
     "PolynomialRegression",
     "Preconditioner",

@@ -16,7 +16,7 @@ from torch import Tensor
 from mesascope.errors import require
 from mesascope.learners.regression import CausalGram, InContextData, Observations, Regressors, predict_in_context
 from mesascope.ops import mesa_attention
-from mesascope.tasks.sequences import Sequences
+from mesascope.tasks.sequences import Sequences, shift_right
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,49 @@ class RidgeRegression:
         return predict_in_context(sequences, self.regressors, self._regress, self.lag)
 
     def _regress(self, data: InContextData) -> Tensor:
-        ridge = torch.tensor([self.ridge], dtype=torch.float64)
-        q, k, v = (operand[:, :, None] for operand in (data.queries, data.keys, data.values))
-        return mesa_attention(q, k, v, ridge)[:, :, 0]
+        return _solve(data, self.ridge)
 
     def precondition(self, data: InContextData) -> Float[Tensor, "batch time d"]:
         return CausalGram(data.keys, self.ridge).solve(data.queries)
+
+
+@dataclass(frozen=True)
+class PairRegression:
+    """Ridge regression on the pairs (x_i, y_i) of few-shot regression alone, in whatever layout and over all tasks.
+
+    A next-token learner also takes what follows y_i for its answer; this control does not. Predictions elsewhere than
+    at the positions of the x_i are zero.
+
+    Attributes:
+        ridge: positive penalty.
+    """
+
+    ridge: float = 1e-3
+
+    def __post_init__(self) -> None:
+        require(self.ridge > 0, "ridge", self.ridge, "greater than 0")
+
+    @property
+    def name(self) -> str:
+        return f"least squares on true pairs, ridge {self.ridge:g}"
+
+    @torch.no_grad()
+    def predict(self, sequences: Sequences) -> Float[Tensor, "batch time n_s"]:
+        """Predictions of y_i.
+
+        Raises:
+            InputError: `sequences.scored` does not say where the x_i are.
+        """
+        require(
+            sequences.scored is not None, "sequences.scored", None, "the positions of the x_i (few-shot regression)"
+        )
+        at = torch.tensor(sequences.scored_indices)
+        x, y = (sequences.observations[:, positions].double() for positions in (at, at + 1))
+        predicted = torch.zeros_like(sequences.observations)
+        predicted[:, at] = _solve(InContextData(shift_right(x), shift_right(y), x), self.ridge).to(predicted.dtype)
+        return predicted
+
+
+def _solve(data: InContextData, ridge: float) -> Tensor:
+    q, k, v = (operand[:, :, None] for operand in (data.queries, data.keys, data.values))
+    return mesa_attention(q, k, v, torch.tensor([ridge], dtype=torch.float64))[:, :, 0]

@@ -1,6 +1,7 @@
 """Analyses: which algorithm a model runs, and how well that explains it."""
 
 from mesascope.uncover.attention_maps import AttentionMaps, attention_maps
+from mesascope.uncover.candidates import Candidate, learner_candidates
 from mesascope.uncover.capture import CapturableModel, HookedModel, InputOf, ResidualStream, residual_stream
 from mesascope.uncover.comparison import Curves, loss_curves, prediction_difference
 from mesascope.uncover.compression import (
@@ -20,6 +21,24 @@ from mesascope.uncover.dimension import (
     LossesByDimension,
     losses_by_dimension,
 )
+from mesascope.uncover.few_shot import (
+    EarlyAscent,
+    FewShotCurve,
+    FewShotResult,
+    Prompt,
+    early_ascent,
+    few_shot_curve,
+    few_shot_figure,
+    most_pairs,
+    search_least_squares,
+    search_true_pairs,
+)
+from mesascope.uncover.implicit_weights import (
+    ImplicitWeights,
+    QueryProbes,
+    implicit_weight_difference,
+    query_probes,
+)
 from mesascope.uncover.interpolation import interpolate
 from mesascope.uncover.preconditioning import (
     PreconditioningProbes,
@@ -29,6 +48,8 @@ from mesascope.uncover.preconditioning import (
 )
 from mesascope.uncover.probe_results import QUANTITY_LABELS, ControlledProbe, Estimate, ProbeResult, Quantity
 from mesascope.uncover.probes import ProbeFit, probe, probe_with_controls
+from mesascope.uncover.prompt_tuning import PromptTuning, TunedPrompt, tune_eos, tune_prefix
+from mesascope.uncover.ranking import LearnerRanking, which_learner
 from mesascope.uncover.sensitivity import Sensitivity, gradient_norms, sensitivity
 from mesascope.uncover.weight_products import (
     FOLDED_LABELS,
@@ -57,24 +78,34 @@ __all__ = [
     "AllBlocks",
     "AttentionMaps",
     "BlockSelection",
+    "Candidate",
     "CapturableModel",
     "CompressedAlgorithm",
     "ControlledProbe",
     "Curves",
+    "EarlyAscent",
     "Estimate",
     "Family",
+    "FewShotCurve",
+    "FewShotResult",
     "HookedModel",
+    "ImplicitWeights",
     "InputOf",
     "LargestBlocks",
+    "LearnerRanking",
     "LiveBlocks",
     "LossesByDimension",
     "PreconditioningProbes",
     "ProbeFit",
     "ProbeResult",
     "ProductPattern",
+    "Prompt",
+    "PromptTuning",
     "Quantity",
+    "QueryProbes",
     "ResidualStream",
     "Sensitivity",
+    "TunedPrompt",
     "WeightProducts",
     "attention_maps",
     "block_diagonality",
@@ -83,13 +114,19 @@ __all__ = [
     "combined_pattern_share",
     "compress",
     "diagonal_energy",
+    "early_ascent",
     "extract_algorithm",
+    "few_shot_curve",
+    "few_shot_figure",
     "fold_inputs",
     "gradient_norms",
     "hidden_state_probes",
+    "implicit_weight_difference",
     "interpolate",
+    "learner_candidates",
     "loss_curves",
     "losses_by_dimension",
+    "most_pairs",
     "ordinary",
     "pattern_share",
     "preconditioned_inputs",
@@ -97,10 +134,16 @@ __all__ = [
     "prediction_difference",
     "probe",
     "probe_with_controls",
+    "query_probes",
     "residual_stream",
+    "search_least_squares",
+    "search_true_pairs",
     "sensitivity",
     "target_probes",
     "token_probes",
+    "tune_eos",
+    "tune_prefix",
     "weight_product_figure",
     "weight_products",
+    "which_learner",
 ]

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mesascope.errors import require
+from mesascope.uncover.bootstrap import resample_counts
 from mesascope.uncover.capture import ResidualStream
 from mesascope.uncover.probe_results import ControlledProbe, Estimate, ProbeResult
 
@@ -117,8 +118,7 @@ class _Split:
 def _draw(batch_size: int, fit: ProbeFit, generator: torch.Generator) -> _Split:
     order, size = torch.randperm(batch_size, generator=generator), round(batch_size * fit.fraction)
     fitted, held_out = order[:size], order[size:]
-    drawn = torch.randint(len(held_out), (fit.resamples, len(held_out)), generator=generator)
-    times = torch.zeros(drawn.shape, dtype=torch.float64).scatter_add_(1, drawn, torch.ones(drawn.shape).double())
+    times = resample_counts(len(held_out), generator, fit.resamples)
     return _Split(fitted, held_out, torch.cat([torch.ones_like(times[:1]), times]))
 
 
