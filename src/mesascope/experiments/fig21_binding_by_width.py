@@ -13,7 +13,7 @@ from mesascope.experiments.studies.trainings import QUICK_REDUCTIONS, Architectu
 def settings(profile: Profile, seeds: int | None) -> Settings:
     """Studies and their settings."""
     count = seeds or (1 if profile == "quick" else 5)
-    widths = (5, 15, 30, 80) if profile == "quick" else (5, 10, 15, 20, 30, 50, 80)
+    widths = (5, 20, 80) if profile == "quick" else (5, 10, 15, 20, 30, 50, 80)
 
     def models(architecture: Architecture, width: int) -> Replicates:
         return Replicates.of(
@@ -25,7 +25,7 @@ def settings(profile: Profile, seeds: int | None) -> Settings:
     studies = (BindingByWidth({kind: {width: models(kind, width) for width in widths} for kind in ARCHITECTURES}),)
     if profile == "paper":
         return Settings(studies, (), 2_000)
-    fewer = ("Widths 5, 15, 30 and 80 instead of seven widths.", "One seed instead of five.")
+    fewer = ("Widths 5, 20 and 80 instead of seven widths.", "One seed instead of five.")
     return Settings(studies, (*QUICK_REDUCTIONS, *fewer), 20)
 
 
