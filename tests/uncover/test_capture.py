@@ -1,6 +1,7 @@
 """Activations are read from our models and from other people's, and nothing stays behind."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from mesascope.errors import InputError
 from mesascope.nn import Softmax, Transformer, TransformerConfig
 from mesascope.predictor import Predictor
 from mesascope.tasks import Sequences, fully_observed_linear
-from mesascope.uncover import CapturableModel, HookedModel, InputOf, residual_stream
+from mesascope.uncover import CapturableModel, HookedModel, InputOf, residual_stream, token_probes
 
 CONFIG = TransformerConfig(
     3, 3, (Softmax(), Softmax()), num_heads=2, key_dim=4, embed_dim=6, mlp_dim=8, layer_norm=True, position_dim=6
@@ -130,6 +131,12 @@ def test_predictions_can_lie_anywhere_in_the_output(sequences: Sequences, foreig
     assert model.predict(sequences).shape == (7, 8, 2)
 
 
+@pytest.mark.parametrize("wrong", [lambda output: output[0].mean(1), lambda output: output[0].transpose(0, 1)])
+def test_predictions_must_be_one_per_token(sequences: Sequences, foreign: Foreign, wrong: Any) -> None:
+    with pytest.raises(InputError, match=r"predictions: got \(.*\), but it must be of shape \[7, 8, n_s\]"):
+        HookedModel(foreign, POINTS, predictions=wrong).predict(sequences)
+
+
 def test_points_must_exist(foreign: Foreign) -> None:
     with pytest.raises(InputError, match=r"points: no submodule is called 'layer\.0'; did you mean 'layers\.0'\?"):
         HookedModel(foreign, {"embed": "layer.0"})
@@ -159,12 +166,41 @@ def test_the_stream_needs_its_activations(sequences: Sequences, foreign: Foreign
     wide = Transformer(replace(CONFIG, embed_dim=8, position_dim=8))
     widths = {"embed": InputOf("blocks.0"), "blocks.0.resid_post": "blocks.0.mlp_norm"}
     assert residual_stream(HookedModel(wide, widths), sequences).values.shape == (2, 7, 8, 8)
-    with pytest.raises(InputError, match=r"model: got .*, but it must be a model whose residual stream has the same"):
-        residual_stream(HookedModel(foreign_with_wide_end(), {"embed": "0", "blocks.0.resid_post": "1"}), sequences)
+    points: dict[str, str | InputOf] = {"embed": "0", "blocks.0.resid_post": "1"}
+    for ending in (nn.Linear(3, 5), nn.Flatten(), nn.Unflatten(-1, (3, 1))):
+        model = HookedModel(nn.Sequential(nn.Identity(), ending), points, predictions=lambda _: sequences.tokens)
+        with pytest.raises(
+            InputError, match=r"model: got .*, but it must be one whose residual stream has shape"
+        ):
+            residual_stream(model, sequences)
 
 
-def foreign_with_wide_end() -> nn.Module:
-    return nn.Sequential(nn.Identity(), nn.Linear(3, 5))
+class TorchTransformer(nn.Module):
+    """A causal Transformer made of torch's own layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=True)
+        self.embed = nn.Linear(3, 8)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.unembed = nn.Linear(8, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        mask = nn.Transformer.generate_square_subsequent_mask(tokens.shape[1])
+        return self.unembed(self.encoder(self.embed(tokens), mask, is_causal=True))
+
+
+def test_torchs_own_transformer_can_be_probed(generator: torch.Generator) -> None:
+    sequences = fully_observed_linear(n_s=3, length=8).sample(60, generator)
+    module = TorchTransformer()
+    points = {"embed": "embed", "blocks.0.resid_post": "encoder.layers.0", "blocks.1.resid_post": "encoder.layers.1"}
+    model = HookedModel(module, points)
+    stream = residual_stream(model, sequences)
+    assert stream.labels == ("Inp.", "1", "2")
+    torch.testing.assert_close(module.unembed(stream.values[2]), model.predict(sequences))
+    found = token_probes(stream, stream, sequences, generator=generator, layer=0, reach=3)
+    assert found.model.r2.value[0, -1] > 1 - 1e-9
+    assert (found.model.r2.value[0, :-1] < 0.5).all()
 
 
 def test_arguments_are_checked(sequences: Sequences, foreign: Foreign) -> None:

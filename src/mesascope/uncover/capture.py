@@ -88,8 +88,8 @@ class HookedModel:
         """Predictions together with named activations; arguments as for `Transformer.run`.
 
         Raises:
-            InputError: a name or pattern matches nothing, or the submodule of a captured name ran not at all or more
-                than once.
+            InputError: a name or pattern matches nothing, the submodule of a captured name ran not at all or more than
+                once, or what the module returns are not predictions.
         """
         wanted = matching_activations(self.activation_names(), capture)
         seen: dict[str, list[Tensor]] = {name: [] for name in self.points if name in wanted}
@@ -97,7 +97,10 @@ class HookedModel:
             output = self.module(tokens)
         for name, values in seen.items():
             require(len(values) == 1, "points", name, f"computed once per run, but it was {len(values)} times")
-        return RunResult(self._read(output), {name: values[0] for name, values in seen.items()})
+        predictions, (batch, time) = self._read(output), tokens.shape[:2]
+        fits = predictions.dim() == 3 and predictions.shape[:2] == (batch, time)
+        require(fits, "predictions", tuple(predictions.shape), f"of shape [{batch}, {time}, n_s], as the tokens are")
+        return RunResult(predictions, {name: values[0] for name, values in seen.items()})
 
     @torch.no_grad()
     def predict(self, sequences: Sequences) -> Float[Tensor, "batch time n_s"]:
@@ -154,9 +157,12 @@ def residual_stream(
     names = ["embed" if layer == 0 else f"blocks.{layer - 1}.resid_post" for layer in layers]
     parts = []
     for start in range(0, sequences.batch_size, batch_size):
-        captured = model.run(sequences.tokens[start : start + batch_size], names).activations
+        tokens = sequences.tokens[start : start + batch_size]
+        captured = model.run(tokens, names).activations
         shapes = sorted({tuple(captured[name].shape) for name in names})
-        require(len(shapes) == 1, "model", shapes, "a model whose residual stream has the same shape at every depth")
+        alike = len(shapes) == 1 and shapes[0][:2] == tokens.shape[:2] and len(shapes[0]) == 3
+        batch, time = tokens.shape[:2]
+        require(alike, "model", shapes, f"one whose residual stream has shape [{batch}, {time}, d] at every depth")
         parts.append(torch.stack([captured[name] for name in names]))
     values = torch.cat(parts, dim=1)
     labels = tuple(_depth_label(layer) for layer in layers)
