@@ -8,7 +8,7 @@ from mesascope.errors import InputError
 from mesascope.figures import HeatmapPanel
 from mesascope.nn import Linear, Mesa, Softmax, Transformer, TransformerConfig
 from mesascope.tasks import fully_observed_linear
-from mesascope.uncover import AttentionMaps, attention_maps
+from mesascope.uncover import AttentionMaps, mean_attention_maps
 from oracles import attention
 
 TIME, HEADS = 6, 2
@@ -44,7 +44,7 @@ def explicit_maps(kind, layer, x):
 def test_equals_numpy_on_all_sequences(kind, batches):
     model = transformer(kind)
     maps = explicit_maps(kind, model.blocks[0].attn, np.concatenate([batch.tokens.numpy() for batch in batches]))
-    found = attention_maps(model, batches)
+    found = mean_attention_maps(model, batches)
     assert found.num_sequences == 8
     np.testing.assert_allclose(found.mean, maps.mean(0)[None], rtol=1e-10, atol=1e-14)
     np.testing.assert_allclose(found.magnitude, np.abs(maps).mean(0)[None], rtol=1e-10, atol=1e-14)
@@ -53,10 +53,10 @@ def test_equals_numpy_on_all_sequences(kind, batches):
 
 def test_layers_in_the_order_of_their_names(batches):
     model = transformer(Softmax(), Linear())
-    both = attention_maps(model, batches, NAMES)
+    both = mean_attention_maps(model, batches, NAMES)
     assert both.activations == NAMES
     for row, name in enumerate(NAMES):
-        np.testing.assert_array_equal(both.mean[row], attention_maps(model, batches, [name]).mean[0])
+        np.testing.assert_array_equal(both.mean[row], mean_attention_maps(model, batches, [name]).mean[0])
 
 
 def known() -> AttentionMaps:
@@ -101,11 +101,11 @@ def test_table_and_figure():
 def test_errors_name_the_argument(batches):
     model = transformer(Softmax())
     with pytest.raises(InputError, match="batches: got none"):
-        attention_maps(model, [])
+        mean_attention_maps(model, [])
     with pytest.raises(InputError, match=r"activations: got .*, but it must be at least one name"):
-        attention_maps(model, batches, [])
+        mean_attention_maps(model, batches, [])
     with pytest.raises(InputError, match=r"activations: got .*, but it must be maps of one shape \[B, H, T, T\]"):
-        attention_maps(model, batches, ["embed"])
+        mean_attention_maps(model, batches, ["embed"])
     for offsets in ((-1,), (0, 5), ()):
         with pytest.raises(InputError, match=r"offsets: got .*, but it must be"):
             known().shares(offsets)

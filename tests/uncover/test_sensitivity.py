@@ -8,7 +8,7 @@ from torch import nn
 from mesascope.errors import InputError
 from mesascope.figures import LinePanel
 from mesascope.nn import Linear, Mesa, Softmax, Transformer, TransformerConfig
-from mesascope.uncover import HookedModel, Sensitivity, gradient_norms, sensitivity
+from mesascope.uncover import HookedModel, Sensitivity, gradient_norms, sensitivity_over_training
 
 BATCH, TIME, N_S = 2, 5, 3
 
@@ -88,7 +88,7 @@ def test_somebody_elses_module(tokens, generator):
 @pytest.fixture
 def course(tokens):
     models = [(0, transformer(Softmax())), (100, transformer(Linear()))]
-    return models, sensitivity(models, tokens)
+    return models, sensitivity_over_training(models, tokens)
 
 
 def test_a_training_is_one_row_per_step(tokens, course):
@@ -124,7 +124,7 @@ def test_errors_name_the_argument(tokens, course):
     with pytest.raises(InputError, match=r"activation: got \(2, 2, 5, 5\), but it must be of shape \[2, 5, d\]"):
         gradient_norms(model, tokens, TIME, "blocks.0.attn.pattern")
     with pytest.raises(InputError, match="models: got none"):
-        sensitivity([], tokens)
+        sensitivity_over_training([], tokens)
     with pytest.raises(InputError, match="token: got 6, but it must be between 1 and 5"):
         found.to(6)
     with pytest.raises(InputError, match="recent: got 5, but it must be between 1 and 4"):

@@ -6,7 +6,7 @@ mesascope reproduce fig4 --profile paper --out DIR        hours on 2 cores
 
 from mesascope.experiments.base import Experiment, Profile, Settings, Study
 from mesascope.experiments.studies.depth import Depth
-from mesascope.experiments.studies.one_layer import OneLayer, linear_label, quick_one_layer
+from mesascope.experiments.studies.one_layer import linear_label, quick_one_layer
 from mesascope.experiments.studies.preconditioning import Preconditioning
 from mesascope.experiments.studies.reference_values import ReferenceValues
 from mesascope.experiments.studies.replicates import Replicates
@@ -39,13 +39,10 @@ def _quick(seeds: int | None) -> Settings:
 
 def _paper(seeds: int) -> Settings:
     constant = ConstantRate(1e-4)
-    one_layer = OneLayer(
-        seeds, linear_schedule=constant, linear_steps=10_000, mesa_schedule=constant, mesa_steps=10_000
-    )
     depth = Depth(
         seeds, constant, ClipGradValue(), steps={2: 10_000, 4: 10_000, 6: 10_000}, wide_keys=True, snapshots=40
     )
-    return Settings((ReferenceValues(), one_layer, *_deep(depth)), (), 450)
+    return Settings((ReferenceValues(), paper_one_layer(seeds), *_deep(depth)), (), 450)
 
 
 def _deep(depth: Depth) -> tuple[Study, ...]:

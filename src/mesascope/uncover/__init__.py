@@ -2,6 +2,7 @@
 
 from mesascope.uncover.attention_maps import AttentionMaps, attention_maps
 from mesascope.uncover.candidates import Candidate, learner_candidates
+from mesascope.uncover.attention_maps import AttentionMaps, mean_attention_maps
 from mesascope.uncover.capture import CapturableModel, HookedModel, InputOf, ResidualStream, residual_stream
 from mesascope.uncover.comparison import Curves, loss_curves, prediction_difference
 from mesascope.uncover.compression import (
@@ -40,6 +41,13 @@ from mesascope.uncover.implicit_weights import (
     query_probes,
 )
 from mesascope.uncover.interpolation import interpolate
+from mesascope.uncover.linearisation import (
+    Distillation,
+    Linearisation,
+    linearisation_losses,
+    linearise,
+    replace_attention,
+)
 from mesascope.uncover.preconditioning import (
     PreconditioningProbes,
     ordinary,
@@ -51,6 +59,8 @@ from mesascope.uncover.probes import ProbeFit, probe, probe_with_controls
 from mesascope.uncover.prompt_tuning import PromptTuning, TunedPrompt, tune_eos, tune_prefix
 from mesascope.uncover.ranking import LearnerRanking, which_learner
 from mesascope.uncover.sensitivity import Sensitivity, gradient_norms, sensitivity
+from mesascope.uncover.sensitivity import Sensitivity, gradient_norms, sensitivity_over_training
+from mesascope.uncover.similarity import ProductSimilarity, product_similarity
 from mesascope.uncover.weight_products import (
     FOLDED_LABELS,
     PROPOSITION_1,
@@ -84,6 +94,7 @@ __all__ = [
     "ControlledProbe",
     "Curves",
     "EarlyAscent",
+    "Distillation",
     "Estimate",
     "Family",
     "FewShotCurve",
@@ -93,6 +104,7 @@ __all__ = [
     "InputOf",
     "LargestBlocks",
     "LearnerRanking",
+    "Linearisation",
     "LiveBlocks",
     "LossesByDimension",
     "PreconditioningProbes",
@@ -101,13 +113,13 @@ __all__ = [
     "ProductPattern",
     "Prompt",
     "PromptTuning",
+    "ProductSimilarity",
     "Quantity",
     "QueryProbes",
     "ResidualStream",
     "Sensitivity",
     "TunedPrompt",
     "WeightProducts",
-    "attention_maps",
     "block_diagonality",
     "block_scalars",
     "combined_coefficients",
@@ -127,6 +139,11 @@ __all__ = [
     "loss_curves",
     "losses_by_dimension",
     "most_pairs",
+    "linearisation_losses",
+    "linearise",
+    "loss_curves",
+    "losses_by_dimension",
+    "mean_attention_maps",
     "ordinary",
     "pattern_share",
     "preconditioned_inputs",
@@ -139,6 +156,10 @@ __all__ = [
     "search_least_squares",
     "search_true_pairs",
     "sensitivity",
+    "product_similarity",
+    "replace_attention",
+    "residual_stream",
+    "sensitivity_over_training",
     "target_probes",
     "token_probes",
     "tune_eos",

@@ -103,7 +103,7 @@ class AttentionMaps:
         return diagonal[..., max(offsets) + 1 - offset :]
 
 
-def attention_maps(
+def mean_attention_maps(
     model: CapturableModel, batches: Iterable[Sequences], activations: Sequence[str] = ("blocks.0.attn.pattern",)
 ) -> AttentionMaps:
     """Mean and spread of the attention maps of some layers.

@@ -122,7 +122,7 @@ def gradient_norms(
     return mean
 
 
-def sensitivity(
+def sensitivity_over_training(
     models: Iterable[tuple[float, CapturableModel]],
     tokens: Float[Tensor, "batch time n_e"],
     *,

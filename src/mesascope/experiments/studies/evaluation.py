@@ -42,9 +42,13 @@ def tuning_sequences(task: Dynamics = CONSTRUCTED, count: int = 4096) -> Sequenc
 
 def curve(predictor: Predictor, sequences: Sequences | None = None) -> Array:
     """Loss at every time step, `[T]`, on the evaluation sequences or on others."""
-    sequences = evaluation_sequences() if sequences is None else sequences
+    return loss_curves([predictor], in_batches(evaluation_sequences() if sequences is None else sequences)).mean[0]
+
+
+def in_batches(sequences: Sequences) -> list[Sequences]:
+    """`sequences` in parts of at most 256."""
     starts = range(0, sequences.batch_size, _BATCH)
-    return loss_curves([predictor], (sequences.select(slice(start, start + _BATCH)) for start in starts)).mean[0]
+    return [sequences.select(slice(start, start + _BATCH)) for start in starts]
 
 
 def curves(predictors: Sequence[Predictor]) -> Array:

@@ -22,19 +22,15 @@ from mesascope.experiments.studies.evaluation import (
     tuning_sequences,
     worst,
 )
+from mesascope.experiments.studies.predicted_blocks import BLOCKS, judge_blocks
 from mesascope.figures import Figure, Line, LinePanel, Table
 from mesascope.learners import GradientDescent, RidgeRegression, best_step_size
 from mesascope.nn import Transformer, architectures
 from mesascope.training.config import ConstantRate, TrainingConfig, WarmupCosine
 from mesascope.training.presets import on_constructed_tokens
 from mesascope.uncover import (
-    PROPOSITION_1_FOLDED,
-    combined_pattern_share,
     compress,
-    fold_inputs,
     interpolate,
-    weight_product_figure,
-    weight_products,
 )
 
 _PAPER = "arXiv 2309.05858v2"
@@ -86,14 +82,6 @@ U_SHAPE = Claim(
     "not given",
     Threshold(30, 45),
 )
-BLOCKS = Claim(
-    "fig3b.predicted_blocks",
-    "Share of the squared weight products, restricted to what can influence the prediction, that lies on the diagonals "
-    "of the blocks of Proposition 1, for the seed with the least",
-    f"{_PAPER}, Fig. 3B; threshold ours",
-    "not given",
-    Threshold(low=0.8),
-)
 
 
 @dataclass(frozen=True)
@@ -118,8 +106,9 @@ class OneLayer:
 
     claims = (ONE_STEP, INTERPOLATION, COMPRESSED, MESA, SAME_CURVE, U_SHAPE, BLOCKS)
 
-    def trainings(self) -> Mapping[str, TrainingConfig]:
-        linear = {
+    def linear_trainings(self) -> Mapping[str, TrainingConfig]:
+        """Those of the linear layer, by label."""
+        return {
             linear_label(1, seed): on_constructed_tokens(
                 architectures.constructed_linear(1),
                 schedule=self.linear_schedule,
@@ -130,13 +119,15 @@ class OneLayer:
             )
             for seed in range(self.seeds)
         }
+
+    def trainings(self) -> Mapping[str, TrainingConfig]:
         mesa = on_constructed_tokens(
             architectures.constructed_mesa(),
             schedule=self.mesa_schedule,
             steps=self.mesa_steps,
             evaluate_every=self.evaluate_every,
         )
-        return {**linear, MESA_LABEL: mesa}
+        return {**self.linear_trainings(), MESA_LABEL: mesa}
 
     def measure(self, trained: Trained, sheet: ClaimSheet) -> Findings:
         """Measure all claims of the study."""
@@ -154,24 +145,10 @@ class OneLayer:
         }
         _judge_losses(sheet, losses, gradient.mean(), mesa.mean())
         _judge_curve(sheet, linear.mean(0), gradient)
-        shares = [
-            combined_pattern_share(fold_inputs(weight_products(model)[0], N_S), N_S, PROPOSITION_1_FOLDED)
-            for model in models
-        ]
-        sheet.record(BLOCKS.id, min(shares), tuple(shares))
         figures = (
             self._learning_curves(trained, labels, compressed, gradient.mean()),
             _time_figure(linear, gradient, mesa, ridge),
-            weight_product_figure(
-                weight_products(models[0]),
-                N_S,
-                id="weight_products_1_layer",
-                title="Weight products of one trained layer (Figs. 3B and 13)",
-                caption="Both products of both heads of one trained layer in blocks of token slots. Proposition 1 puts "
-                "a multiple of the identity where the previous observation (key) meets the current one (query), and "
-                "one from the current observation to the output. At the input the slots copy and s_t are equal, so "
-                "their weights share the work; the slot out is empty.",
-            ),
+            judge_blocks(sheet, models),
         )
         return Findings(figures=figures, tables=(_table(losses, gradient.mean(), mesa.mean()),))
 
@@ -219,6 +196,12 @@ def quick_one_layer(seeds: int) -> OneLayer:
         mesa_steps=200,
         evaluate_every=20,
     )
+
+
+def paper_one_layer(seeds: int) -> OneLayer:
+    """The paper's settings."""
+    constant = ConstantRate(1e-4)
+    return OneLayer(seeds, linear_schedule=constant, linear_steps=10_000, mesa_schedule=constant, mesa_steps=10_000)
 
 
 MESA_LABEL = "mesa layer, seed 0"
