@@ -47,9 +47,9 @@ def curve(predictor: Predictor, sequences: Sequences | None = None) -> Array:
     return loss_curves([predictor], (sequences.select(slice(start, start + _BATCH)) for start in starts)).mean[0]
 
 
-def curves(predictors: Sequence[Predictor]) -> Array:
-    """Loss curves on the evaluation sequences, `[predictors, T]`."""
-    return np.stack([curve(predictor) for predictor in predictors])
+def curves(predictors: Sequence[Predictor], sequences: Sequences | None = None) -> Array:
+    """Loss curves, `[predictors, T]`, on the evaluation sequences or on others."""
+    return np.stack([curve(predictor, sequences) for predictor in predictors])
 
 
 @lru_cache(maxsize=8)

@@ -154,14 +154,20 @@ class OneLayer:
         }
         _judge_losses(sheet, losses, gradient.mean(), mesa.mean())
         _judge_curve(sheet, linear.mean(0), gradient)
-        shares = [
-            combined_pattern_share(fold_inputs(weight_products(model)[0], N_S), N_S, PROPOSITION_1_FOLDED)
-            for model in models
-        ]
+        shares = [predicted_share(model) for model in models]
         sheet.record(BLOCKS.id, min(shares), tuple(shares))
         figures = (
             self._learning_curves(trained, labels, compressed, gradient.mean()),
-            _time_figure(linear, gradient, mesa, ridge),
+            time_figure(
+                linear,
+                gradient,
+                mesa,
+                ridge,
+                title="Loss along the sequence, one layer (Fig. 4C)",
+                caption="How well the next token is predicted after t tokens. The linear layer has the curve of one "
+                "gradient step, rising late because one step size must serve all t; the mesa layer follows least "
+                "squares, which knows W* after ten transitions.",
+            ),
             weight_product_figure(
                 weight_products(models[0]),
                 N_S,
@@ -221,7 +227,21 @@ def quick_one_layer(seeds: int) -> OneLayer:
     )
 
 
+def paper_one_layer(seeds: int) -> OneLayer:
+    """The settings of the paper."""
+    rate = ConstantRate(1e-4)
+    return OneLayer(seeds, linear_schedule=rate, linear_steps=10_000, mesa_schedule=rate, mesa_steps=10_000)
+
+
 MESA_LABEL = "mesa layer, seed 0"
+
+
+def predicted_share(model: Transformer) -> float:
+    """Share of a one-layer model's squared weight products on the block diagonals of Proposition 1.
+
+    Restricted to what can influence the prediction, all heads together.
+    """
+    return combined_pattern_share(fold_inputs(weight_products(model)[0], N_S), N_S, PROPOSITION_1_FOLDED)
 
 
 def linear_label(depth: int, seed: int) -> str:
@@ -244,7 +264,8 @@ def _judge_curve(sheet: ClaimSheet, linear: Array, gradient: Array) -> None:
     sheet.record(U_SHAPE.id, 1 + int(linear.argmin()))
 
 
-def _time_figure(linear: Array, gradient: Array, mesa: Array, ridge: Array) -> Figure:
+def time_figure(linear: Array, gradient: Array, mesa: Array, ridge: Array, *, title: str, caption: str) -> Figure:
+    """Loss along the sequence of one linear layer `[seeds, T]` and one mesa layer `[T]`, beside their hypotheses."""
     t = time_axis()
     lines = (
         Line.over_seeds("1 linear layer", t, linear, "model", 0),
@@ -253,12 +274,7 @@ def _time_figure(linear: Array, gradient: Array, mesa: Array, ridge: Array) -> F
         Line("ridge regression, ridge 0.001", t, ridge, "hypothesis", 4),
     )
     panel = LinePanel("Loss along the sequence, one layer", "time step t", "next-token loss", lines)
-    caption = (
-        "How well the next token is predicted after t tokens. The linear layer has the curve of one gradient step, "
-        "rising late because one step size must serve all t; the mesa layer follows least squares, which knows W* "
-        "after ten transitions."
-    )
-    return Figure("time_curves_1_layer", "Loss along the sequence, one layer (Fig. 4C)", caption, (panel,), 1)
+    return Figure("time_curves_1_layer", title, caption, (panel,), 1)
 
 
 def _table(losses: Mapping[str, Array], gradient: float, mesa: float) -> Table:
