@@ -13,9 +13,11 @@ import pytest
 import torch
 
 from experiments.fake import FakeStudy
+from mesascope.constructions import proposition_1
 from mesascope.experiments.base import ClaimSheet, Experiment, Settings, Study, Trained
 from mesascope.experiments.execute import execute
-from mesascope.experiments.studies import evaluation
+from mesascope.experiments.studies import evaluation, other_dynamics
+from mesascope.experiments.studies.contracting import Contracting
 from mesascope.experiments.studies.depth import Depth
 from mesascope.experiments.studies.evaluation import (
     CONSTRUCTED,
@@ -26,12 +28,16 @@ from mesascope.experiments.studies.evaluation import (
     tuning_sequences,
     worst,
 )
+from mesascope.experiments.studies.fixed_teacher import FixedTeacher
 from mesascope.experiments.studies.one_layer import OneLayer
+from mesascope.experiments.studies.other_dynamics import DEPTHS, LossCurves, OtherDynamics
+from mesascope.experiments.studies.products import OFF_PATTERN, Products, relative_coefficients
 from mesascope.experiments.studies.reference_values import SHARED_TABLE, ReferenceValues, official_demo
+from mesascope.experiments.studies.replicates import Replicates
 from mesascope.experiments.studies.two_layers import TwoLayers
 from mesascope.learners import GradientDescent, RidgeRegression, Zero
 from mesascope.runs import RunStore
-from mesascope.tasks import fully_observed_linear
+from mesascope.tasks import FixedOrthogonal, fully_observed_linear
 from mesascope.training.config import ClipGradNorm, ConstantRate
 from mesascope.training.loop import test_sequences as training_test_sequences
 from mesascope.training.presets import demo
@@ -149,6 +155,107 @@ def test_every_study_of_trainings_fills_a_report(tmp_path: Path, monkeypatch: py
     } <= drawn
     page = outcome.page.read_text()
     assert all(claim in page for claim in planned)
+
+
+@pytest.fixture
+def tiny_trainings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other dynamics are trained for two steps."""
+    monkeypatch.setattr("mesascope.training.loop.EVALUATION_BATCH", 16)
+    made = other_dynamics.constructed_training
+    monkeypatch.setattr(
+        other_dynamics, "constructed_training", lambda *arguments: replace(made(*arguments), steps=2, batch_size=16)
+    )
+
+
+@pytest.mark.usefixtures("few_sequences", "tiny_trainings")
+def test_studies_of_other_dynamics_fill_reports(tmp_path: Path) -> None:
+    fresh = OneLayer(2, RATE, linear_steps=2, mesa_schedule=RATE, mesa_steps=2, snapshots=1)
+    contracting = Contracting(OtherDynamics("contracting", "quick", 2, 1))
+    fixed = FixedTeacher(OtherDynamics("fixed teacher", "quick", 2, 1), fresh)
+    for name, study, trainings in (("11", contracting, 6), ("12", fixed, 8), ("13", Products(fresh), 2)):
+        assert len(study.trainings()) == trainings
+        outcome = execute(experiment_of(study), tmp_path / name, store=tmp_path / "runs", workers=1)
+        assert [claim.claim for claim in outcome.claims] == list(study.claims)
+        for claim in outcome.claims:
+            assert math.isfinite(claim.measured), claim.claim.id
+        assert (tmp_path / name / "figures" / "weight_products_1_layer.png").exists()
+    assert (tmp_path / "13" / "tables" / "coefficients.csv").exists()
+
+
+def test_other_dynamics_are_trained_on_their_task_and_apart_from_the_default() -> None:
+    models = OtherDynamics("fixed teacher", "paper", 2, 1)
+    trainings = models.trainings()
+    assert list(trainings) == [
+        "1 linear layer, fixed teacher, seed 0",
+        "1 linear layer, fixed teacher, seed 1",
+        *(f"{depth} linear layers, fixed teacher, seed 0" for depth in DEPTHS[1:]),
+        "mesa layer, fixed teacher, seed 0",
+    ]
+    assert all(config.task.transition == FixedOrthogonal(42) for config in trainings.values())
+    assert [config.seed for config in trainings.values()] == [0, 1, 0, 0, 0, 0]
+
+
+def _loss_curves() -> LossCurves:
+    """Constant losses of 8, 4, 3 and 2 by depth; those of the second seed are twice that at t = 2."""
+    linear = {depth: np.full((2, 50), loss) for depth, loss in zip(DEPTHS, (8.0, 4.0, 3.0, 2.0), strict=True)}
+    for losses in linear.values():
+        losses[1, 1] *= 2
+    flat = {depth: np.full(50, float(depth)) for depth in DEPTHS}
+    return LossCurves(linear, np.ones(50), np.full(50, 10.0), np.ones(50), np.full(50, 20.0), flat, flat)
+
+
+def test_losses_of_other_dynamics() -> None:
+    found = _loss_curves()
+    expected = {"1 linear": 8.08, "2 linear": 4.04, "4 linear": 3.03, "6 linear": 2.02, "mesa": 1.0}
+    assert found.losses == pytest.approx(expected)
+    np.testing.assert_allclose(found.ratios(1, found.gradient), [0.8, 0.816])
+    assert found.forms["scaled"] is found.scaled
+
+
+def test_claims_of_other_dynamics_judge_what_they_say(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(OtherDynamics, "measure", lambda *_: _loss_curves())
+    monkeypatch.setattr(Replicates, "models", lambda *_: [proposition_1(10, step_size=0.03)])
+    monkeypatch.setattr(Trained, "model", lambda *_: proposition_1(10, step_size=0.01))
+    fresh = OneLayer(1, RATE, linear_steps=2, mesa_schedule=RATE, mesa_steps=2)
+    for study, expected in (
+        (
+            Contracting(OtherDynamics("contracting", "quick", 2, 2)),
+            {
+                "fig11a.one_layer_is_one_step": (0.8, False),
+                "fig11c.depth_helps": (0.5, True),
+                "fig11c.proposition_2_scaled": (1 / 3, False),
+                "fig11c.proposition_2_shared": (1 / 3, False),
+                "fig11d.predicted_blocks": (1.0, True),
+            },
+        ),
+        (
+            FixedTeacher(OtherDynamics("fixed teacher", "quick", 2, 2), fresh),
+            {
+                "fig12a.beats_one_step": (0.816, False),
+                "fig12a.knows_the_teacher": (0.8, False),
+                "fig12c.beats_proposition_2_scaled": (8.08 / 6, False),
+                "fig12c.beats_proposition_2_shared": (8.08 / 6, False),
+                "fig12d.less_structured": (1.0, True),
+            },
+        ),
+    ):
+        found = experiment_of(study)
+        plan = found.plan("quick")
+        claims = found.measure(Trained(plan, RunStore(tmp_path))).claims
+        assert {claim.claim.id: claim.passed for claim in claims} == {
+            id: passed for id, (_, passed) in expected.items()
+        }
+        for claim in claims:
+            assert claim.measured == pytest.approx(expected[claim.claim.id][0], rel=1e-6), claim.claim.id
+
+
+def test_coefficients_relative_to_proposition_1() -> None:
+    model = proposition_1(10, step_size=-0.02)
+    found = relative_coefficients(model)
+    expected = np.zeros((1, 2, 2, 2))
+    expected[0, 0, 1, 0] = 1.0
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert OFF_PATTERN.threshold.accepts(0.0)
 
 
 def _depth(seeds: int, wide_keys: bool = False) -> Depth:

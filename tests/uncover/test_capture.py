@@ -169,9 +169,7 @@ def test_the_stream_needs_its_activations(sequences: Sequences, foreign: Foreign
     points: dict[str, str | InputOf] = {"embed": "0", "blocks.0.resid_post": "1"}
     for ending in (nn.Linear(3, 5), nn.Flatten(), nn.Unflatten(-1, (3, 1))):
         model = HookedModel(nn.Sequential(nn.Identity(), ending), points, predictions=lambda _: sequences.tokens)
-        with pytest.raises(
-            InputError, match=r"model: got .*, but it must be one whose residual stream has shape"
-        ):
+        with pytest.raises(InputError, match=r"model: got .*, but it must be one whose residual stream has shape"):
             residual_stream(model, sequences)
 
 

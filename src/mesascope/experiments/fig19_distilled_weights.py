@@ -29,8 +29,8 @@ EXPERIMENT = Experiment(
     name="fig19",
     title="A softmax layer and its linear imitation have similar weights (Fig. 19)",
     introduction=(
-        "If a softmax layer works as linear attention does, a linear layer that is trained to imitate it, starting from "
-        "random weights, should end with similar weights. Weight matrices are not unique, but the products "
+        "If a softmax layer works as linear attention does, a linear layer that is trained to imitate it, from random "
+        "weights, should end with similar weights. Weight matrices are not unique, but the products "
         "W_K^T W_Q and P W_V of a head are, up to a scale and a common sign.",
         "Two softmax layers with one head each are trained on constructed tokens, and each is imitated by a linear "
         "layer of the same shape.",

@@ -5,14 +5,12 @@ mesascope reproduce fig4 --profile paper --out DIR        hours on 2 cores
 """
 
 from mesascope.experiments.base import Experiment, Profile, Settings, Study
-from mesascope.experiments.studies.depth import Depth
-from mesascope.experiments.studies.one_layer import linear_label, quick_one_layer
+from mesascope.experiments.studies.depth import Depth, paper_depth, quick_depth
+from mesascope.experiments.studies.one_layer import paper_one_layer, quick_one_layer
 from mesascope.experiments.studies.preconditioning import Preconditioning
 from mesascope.experiments.studies.reference_values import ReferenceValues
-from mesascope.experiments.studies.replicates import Replicates
 from mesascope.experiments.studies.target_probes import TargetProbes
 from mesascope.experiments.studies.two_layers import TwoLayers
-from mesascope.training.config import ClipGradNorm, ClipGradValue, ConstantRate, WarmupCosine
 from mesascope.training.presets import demo
 
 
@@ -22,33 +20,22 @@ def settings(profile: Profile, seeds: int | None) -> Settings:
 
 
 def _quick(seeds: int | None) -> Settings:
-    depth = Depth(
-        seeds=seeds or 1,
-        schedule=WarmupCosine(1e-3, warmup_steps=300, decay_steps=1000, final=1e-5),
-        gradient_clip=ClipGradNorm(0.1),
-        steps={2: 1000, 4: 1000, 6: 1000},
-    )
     reductions = (
         "Warm-up and cosine schedules with peaks of 1e-3 to 5e-3 and 200 to 1,000 steps, instead of a constant 1e-4.",
         "Gradients of models with 2, 4 and 6 layers are clipped to a norm of 0.1, instead of elementwise to 1.",
         "One seed of the mesa layer and of models with 2, 4 and 6 layers, instead of five.",
         "Key size 20 for the compressed and interpolated six layers, instead of 40.",
     )
-    return Settings((ReferenceValues(), quick_one_layer(seeds or 5), *_deep(depth)), reductions, 8)
+    return Settings((ReferenceValues(), quick_one_layer(seeds or 5), *_deep(quick_depth(seeds or 1))), reductions, 8)
 
 
 def _paper(seeds: int) -> Settings:
-    constant = ConstantRate(1e-4)
-    depth = Depth(
-        seeds, constant, ClipGradValue(), steps={2: 10_000, 4: 10_000, 6: 10_000}, wide_keys=True, snapshots=40
-    )
-    return Settings((ReferenceValues(), paper_one_layer(seeds), *_deep(depth)), (), 450)
+    return Settings((ReferenceValues(), paper_one_layer(seeds), *_deep(paper_depth(seeds))), (), 450)
 
 
 def _deep(depth: Depth) -> tuple[Study, ...]:
     """The studies of deeper models; probes are of the six layers whose curve Fig. 4D shows."""
-    trainings = depth.trainings()
-    six = Replicates({label: trainings[label] for label in (linear_label(6, seed) for seed in range(depth.seeds))})
+    six = depth.six_layer_trainings()
     return (TwoLayers(demo()), depth, TargetProbes("fig4e", six), Preconditioning("fig4f", six))
 
 

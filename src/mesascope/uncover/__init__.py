@@ -1,8 +1,7 @@
 """Analyses: which algorithm a model runs, and how well that explains it."""
 
-from mesascope.uncover.attention_maps import AttentionMaps, attention_maps
-from mesascope.uncover.candidates import Candidate, learner_candidates
 from mesascope.uncover.attention_maps import AttentionMaps, mean_attention_maps
+from mesascope.uncover.candidates import Candidate, learner_candidates
 from mesascope.uncover.capture import CapturableModel, HookedModel, InputOf, ResidualStream, residual_stream
 from mesascope.uncover.comparison import Curves, loss_curves, prediction_difference
 from mesascope.uncover.compression import (
@@ -58,7 +57,6 @@ from mesascope.uncover.probe_results import QUANTITY_LABELS, ControlledProbe, Es
 from mesascope.uncover.probes import ProbeFit, probe, probe_with_controls
 from mesascope.uncover.prompt_tuning import PromptTuning, TunedPrompt, tune_eos, tune_prefix
 from mesascope.uncover.ranking import LearnerRanking, which_learner
-from mesascope.uncover.sensitivity import Sensitivity, gradient_norms, sensitivity
 from mesascope.uncover.sensitivity import Sensitivity, gradient_norms, sensitivity_over_training
 from mesascope.uncover.similarity import ProductSimilarity, product_similarity
 from mesascope.uncover.weight_products import (
@@ -93,8 +91,8 @@ __all__ = [
     "CompressedAlgorithm",
     "ControlledProbe",
     "Curves",
-    "EarlyAscent",
     "Distillation",
+    "EarlyAscent",
     "Estimate",
     "Family",
     "FewShotCurve",
@@ -111,9 +109,9 @@ __all__ = [
     "ProbeFit",
     "ProbeResult",
     "ProductPattern",
+    "ProductSimilarity",
     "Prompt",
     "PromptTuning",
-    "ProductSimilarity",
     "Quantity",
     "QueryProbes",
     "ResidualStream",
@@ -136,14 +134,12 @@ __all__ = [
     "implicit_weight_difference",
     "interpolate",
     "learner_candidates",
-    "loss_curves",
-    "losses_by_dimension",
-    "most_pairs",
     "linearisation_losses",
     "linearise",
     "loss_curves",
     "losses_by_dimension",
     "mean_attention_maps",
+    "most_pairs",
     "ordinary",
     "pattern_share",
     "preconditioned_inputs",
@@ -151,14 +147,12 @@ __all__ = [
     "prediction_difference",
     "probe",
     "probe_with_controls",
+    "product_similarity",
     "query_probes",
+    "replace_attention",
     "residual_stream",
     "search_least_squares",
     "search_true_pairs",
-    "sensitivity",
-    "product_similarity",
-    "replace_attention",
-    "residual_stream",
     "sensitivity_over_training",
     "target_probes",
     "token_probes",

@@ -19,6 +19,7 @@ from mesascope.experiments.studies.evaluation import (
     worst,
 )
 from mesascope.experiments.studies.one_layer import MESA_LABEL, N_S, linear_label
+from mesascope.experiments.studies.replicates import Replicates
 from mesascope.figures import Figure, Line, LinePanel, Table
 from mesascope.nn import Transformer, architectures
 from mesascope.training.config import ClipGradNorm, ClipGradValue, ConstantRate, TrainingConfig, WarmupCosine
@@ -142,6 +143,10 @@ class Depth:
         """Measure all claims of the study."""
         return self._depth(trained, sheet) + self._six_layers(trained, sheet)
 
+    def six_layer_trainings(self) -> Replicates:
+        """The trainings of six layers whose curves Fig. 4D shows, with key size 20."""
+        return Replicates({linear_label(6, seed): self._training(6, seed, key_dim=20) for seed in range(self.seeds)})
+
     def _training(self, depth: int, seed: int, key_dim: int) -> TrainingConfig:
         return on_constructed_tokens(
             architectures.constructed_linear(depth, key_dim=key_dim),
@@ -177,7 +182,8 @@ class Depth:
         sheet.record(FROBENIUS.id, max(ratios), tuple(ratios))
         ratios = models[6].mean(1) / mesa.mean()
         sheet.record(MESA.id, worst(ratios, 1.5), tuple(ratios))
-        return Findings(figures=(_depth_figure(models, references, mesa),), tables=(_depth_table(models, references),))
+        figure = depth_figure(models, references, mesa, title="Depth and Proposition 2 (Fig. 4D)")
+        return Findings(figures=(figure,), tables=(depth_table(models, references),))
 
     def _six_layers(self, trained: Trained, sheet: ClaimSheet) -> Findings:
         """Fig. 4B: what is left when only a few numbers per head are kept."""
@@ -191,7 +197,7 @@ class Depth:
             sheet.record(claim.id, worst(ratios), tuple(ratios))
         ratios = curves(averaged).mean(1) / losses
         sheet.record(INTERPOLATION.id, worst(ratios), tuple(ratios))
-        shares = [_mean_block_diagonality(model) for model in models]
+        shares = [mean_block_diagonality(model) for model in models]
         sheet.record(BLOCKS.id, min(shares), tuple(shares))
         products = weight_products(models[0])
         pictures = weight_product_figure(
@@ -232,14 +238,41 @@ class Depth:
         return Figure("learning_curves_6_layers", "Learning curves of six layers (Fig. 4B)", caption, (panel,), 1)
 
 
-def _mean_block_diagonality(model: Transformer) -> float:
+def quick_depth(seeds: int) -> Depth:
+    """Settings that come close in 1,000 steps; experiments that use them share the trainings."""
+    return Depth(
+        seeds,
+        schedule=WarmupCosine(1e-3, warmup_steps=300, decay_steps=1000, final=1e-5),
+        gradient_clip=ClipGradNorm(0.1),
+        steps={2: 1000, 4: 1000, 6: 1000},
+    )
+
+
+def paper_depth(seeds: int) -> Depth:
+    """The settings of the paper."""
+    steps = {2: 10_000, 4: 10_000, 6: 10_000}
+    return Depth(seeds, ConstantRate(1e-4), ClipGradValue(), steps, wide_keys=True, snapshots=40)
+
+
+def mean_block_diagonality(model: Transformer) -> float:
+    """Share of the squared weight products on the diagonals of blocks, mean over layers, heads and products."""
     shares = [
         block_diagonality(matrix, N_S).mean() for layer in weight_products(model) for matrix in (layer.QK, layer.PV)
     ]
     return float(sum(shares) / len(shares))
 
 
-def _depth_figure(models: Mapping[int, Array], references: Mapping[str, Mapping[int, Array]], mesa: Array) -> Figure:
+def depth_figure(
+    models: Mapping[int, Array], references: Mapping[str, Mapping[int, Array]], mesa: Array, title: str
+) -> Figure:
+    """Loss along the sequence of models of several depths beside the two forms of Proposition 2.
+
+    Args:
+        models: loss curves by depth, `[seeds, T]`.
+        references: "shared" and "scaled", each with the curve of the polynomial of a depth's degree, `[T]`.
+        mesa: curve of a mesa layer, `[T]`.
+        title: of the figure.
+    """
     t = time_axis()
     forms = {"shared": "coefficients shared by all t", "scaled": "matrix scaled by its norm at every t"}
     panels = []
@@ -257,10 +290,11 @@ def _depth_figure(models: Mapping[int, Array], references: Mapping[str, Mapping[
         "of steps can be better), in two forms: with coefficients shared by all t, which is what linear layers can "
         "realise, and with the matrix scaled by its norm at every t, the authors' control, which they cannot."
     )
-    return Figure("time_curves_depth", "Depth and Proposition 2 (Fig. 4D)", caption, tuple(panels), 2)
+    return Figure("time_curves_depth", title, caption, tuple(panels), 2)
 
 
-def _depth_table(models: Mapping[int, Array], references: Mapping[str, Mapping[int, Array]]) -> Table:
+def depth_table(models: Mapping[int, Array], references: Mapping[str, Mapping[int, Array]]) -> Table:
+    """The mean losses of what `depth_figure` shows, and their ratios."""
     rows = []
     for depth, values in models.items():
         loss, shared, scaled = values.mean(), references["shared"][depth].mean(), references["scaled"][depth].mean()

@@ -51,9 +51,9 @@ def in_batches(sequences: Sequences) -> list[Sequences]:
     return [sequences.select(slice(start, start + _BATCH)) for start in starts]
 
 
-def curves(predictors: Sequence[Predictor]) -> Array:
-    """Loss curves on the evaluation sequences, `[predictors, T]`."""
-    return np.stack([curve(predictor) for predictor in predictors])
+def curves(predictors: Sequence[Predictor], sequences: Sequences | None = None) -> Array:
+    """Loss curves, `[predictors, T]`, on the evaluation sequences or on others."""
+    return np.stack([curve(predictor, sequences) for predictor in predictors])
 
 
 @lru_cache(maxsize=8)

@@ -147,7 +147,16 @@ class OneLayer:
         _judge_curve(sheet, linear.mean(0), gradient)
         figures = (
             self._learning_curves(trained, labels, compressed, gradient.mean()),
-            _time_figure(linear, gradient, mesa, ridge),
+            time_figure(
+                linear,
+                gradient,
+                mesa,
+                ridge,
+                title="Loss along the sequence, one layer (Fig. 4C)",
+                caption="How well the next token is predicted after t tokens. The linear layer has the curve of one "
+                "gradient step, rising late because one step size must serve all t; the mesa layer follows least "
+                "squares, which knows W* after ten transitions.",
+            ),
             judge_blocks(sheet, models),
         )
         return Findings(figures=figures, tables=(_table(losses, gradient.mean(), mesa.mean()),))
@@ -199,9 +208,9 @@ def quick_one_layer(seeds: int) -> OneLayer:
 
 
 def paper_one_layer(seeds: int) -> OneLayer:
-    """The paper's settings."""
-    constant = ConstantRate(1e-4)
-    return OneLayer(seeds, linear_schedule=constant, linear_steps=10_000, mesa_schedule=constant, mesa_steps=10_000)
+    """The settings of the paper."""
+    rate = ConstantRate(1e-4)
+    return OneLayer(seeds, linear_schedule=rate, linear_steps=10_000, mesa_schedule=rate, mesa_steps=10_000)
 
 
 MESA_LABEL = "mesa layer, seed 0"
@@ -227,7 +236,8 @@ def _judge_curve(sheet: ClaimSheet, linear: Array, gradient: Array) -> None:
     sheet.record(U_SHAPE.id, 1 + int(linear.argmin()))
 
 
-def _time_figure(linear: Array, gradient: Array, mesa: Array, ridge: Array) -> Figure:
+def time_figure(linear: Array, gradient: Array, mesa: Array, ridge: Array, *, title: str, caption: str) -> Figure:
+    """Loss along the sequence of one linear layer `[seeds, T]` and one mesa layer `[T]`, beside their hypotheses."""
     t = time_axis()
     lines = (
         Line.over_seeds("1 linear layer", t, linear, "model", 0),
@@ -236,12 +246,7 @@ def _time_figure(linear: Array, gradient: Array, mesa: Array, ridge: Array) -> F
         Line("ridge regression, ridge 0.001", t, ridge, "hypothesis", 4),
     )
     panel = LinePanel("Loss along the sequence, one layer", "time step t", "next-token loss", lines)
-    caption = (
-        "How well the next token is predicted after t tokens. The linear layer has the curve of one gradient step, "
-        "rising late because one step size must serve all t; the mesa layer follows least squares, which knows W* "
-        "after ten transitions."
-    )
-    return Figure("time_curves_1_layer", "Loss along the sequence, one layer (Fig. 4C)", caption, (panel,), 1)
+    return Figure("time_curves_1_layer", title, caption, (panel,), 1)
 
 
 def _table(losses: Mapping[str, Array], gradient: float, mesa: float) -> Table:

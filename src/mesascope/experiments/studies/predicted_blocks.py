@@ -49,11 +49,7 @@ class PredictedBlocks:
 
 def judge_blocks(sheet: ClaimSheet, models: Sequence[Transformer]) -> Figure:
     """Record the claim for models of one linear layer; returns a picture of the first one's weights."""
-    n_s = models[0].config.prediction_dim
-    shares = [
-        combined_pattern_share(fold_inputs(weight_products(model)[0], n_s), n_s, PROPOSITION_1_FOLDED)
-        for model in models
-    ]
+    n_s, shares = models[0].config.prediction_dim, [predicted_share(model) for model in models]
     sheet.record(BLOCKS.id, min(shares), tuple(shares))
     return weight_product_figure(
         weight_products(models[0]),
@@ -65,3 +61,12 @@ def judge_blocks(sheet: ClaimSheet, models: Sequence[Transformer]) -> Figure:
         "one from the current observation to the output. At the input the slots copy and s_t are equal, so "
         "their weights share the work; the slot out is empty.",
     )
+
+
+def predicted_share(model: Transformer) -> float:
+    """Share of a one-layer model's squared weight products on the block diagonals of Proposition 1.
+
+    Restricted to what can influence the prediction, all heads together.
+    """
+    n_s = model.config.prediction_dim
+    return combined_pattern_share(fold_inputs(weight_products(model)[0], n_s), n_s, PROPOSITION_1_FOLDED)
