@@ -89,7 +89,9 @@ class Preconditioning:
         probes = self.probes(trained)
         losses = [_losses(forms[SCALED].cleaned) for forms in probes.values()]
         ratios = [loss[-1] / loss[0] for loss in losses]
-        steps = [sum(deep <= shallow for shallow, deep in pairwise(loss[self.copying_layers :])) for loss in losses]
+        steps = [
+            sum(bool(deep <= shallow) for shallow, deep in pairwise(loss[self.copying_layers :])) for loss in losses
+        ]
         last_layer, most_layers = self.claims
         sheet.record(last_layer.id, max(ratios), tuple(ratios))
         sheet.record(most_layers.id, min(steps), tuple(steps))

@@ -67,7 +67,7 @@ class TargetProbes:
             for found in self.models.streams(trained)
         ]
         losses = [found.model.loss.value for found in probes]
-        descents = [sum(deep < shallow for shallow, deep in pairwise(loss[:, -1])) for loss in losses]
+        descents = [sum(bool(deep < shallow) for shallow, deep in pairwise(loss[:, -1])) for loss in losses]
         ratios = [loss[-1, -1] / loss[0, -1] for loss in losses]
         gains = [loss[-1, _LATE].mean() / loss[-1, _EARLY].mean() for loss in losses]
         descends, last_layer, learns = self.claims
