@@ -152,6 +152,15 @@ def test_a_clip_acts_inside_the_recursion_or_on_the_finished_sequence() -> None:
     assert not torch.allclose(inside.latents.states[exceeded], after.latents.states[exceeded])
 
 
+def test_a_transition_whose_powers_overflow_still_gives_clipped_states(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eigenvectors that are nearly parallel, as a Gaussian M has them once in some ten thousand draws."""
+    wild = torch.tensor([[1e25, -1e25], [1e25, -1e25]])
+    monkeypatch.setattr(tasks.ContractingReal, "sample", lambda self, batch, n, *_: wild.expand(batch, n, n))
+    sequences = tasks.contracting_linear(n_s=2, length=12).sample(3, torch.Generator().manual_seed(0))
+    assert sequences.tokens.isfinite().all()
+    assert float(sequences.targets.abs().max()) == 2.0
+
+
 def test_clipping_states_leaves_the_first_state() -> None:
     states = draw(Dynamics(n_s=8, n_h=8, initial="normal", clip=ClipStates(1.0)), 50).latents.states
     assert states is not None

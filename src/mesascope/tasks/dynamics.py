@@ -169,8 +169,9 @@ class Dynamics:
         bound = self.clip.bound if isinstance(self.clip, ClipStates) else None
         if self.features is None:
             states = _linear_states(transition, driven)
-            # a clip that is nowhere active leaves the recursion as it is, so the fast form is exact then
-            if bound is not None and float(states.abs().max()) > bound:
+            # a clip that is nowhere active leaves the recursion as it is, so the fast form is exact then; a power of W
+            # that overflows makes states NaN, which are not within the bound either
+            if bound is not None and not float(states.abs().max()) <= bound:
                 states = _states_step_by_step(transition, driven, None, bound)
         else:
             states = _states_step_by_step(transition, driven, self.features, bound)
