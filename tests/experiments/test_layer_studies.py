@@ -1,6 +1,5 @@
-"""Studies of single layers and of the dimension judge what their claims name, and fill a report from real trainings."""
+"""Studies of single layers and of the dimension judge what their claims name, and measure real trainings."""
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,7 +11,6 @@ import pytest
 import torch
 
 from mesascope.experiments.base import ClaimSheet, Experiment, Settings, Study, Trained
-from mesascope.experiments.execute import execute
 from mesascope.experiments.studies import copying, dimension, sensitivity_over_training
 from mesascope.experiments.studies.copying import Copying
 from mesascope.experiments.studies.dimension import CurseOfDimension, Noise, task_of_size
@@ -30,7 +28,7 @@ from mesascope.experiments.studies.trainings import (
     two_softmax_training,
 )
 from mesascope.nn import architectures
-from mesascope.runs import RunStore
+from mesascope.runs import RunStore, train_all
 from mesascope.training.config import ConstantRate, TrainingConfig
 from mesascope.training.presets import on_constructed_tokens
 from mesascope.uncover import AttentionMaps, Distillation, Linearisation, LossesByDimension, Sensitivity
@@ -94,22 +92,27 @@ def studies() -> tuple[Study, ...]:
     )
 
 
-def test_every_study_fills_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_study_finds_what_it_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mesascope.training.loop.EVALUATION_BATCH", 16)
-    everything = studies()
-    outcome = execute(experiment_of(*everything), tmp_path, workers=1)
+    experiment, store = experiment_of(*studies()), RunStore(tmp_path)
+    plan = experiment.plan("quick")
+    train_all(plan.trainings, store, workers=1)
+    findings = experiment.measure(Trained(plan, store))
     evaluation_sequences.cache_clear()
-    planned = {claim.id for study in everything for claim in study.claims}
-    assert {claim.claim.id for claim in outcome.claims} == planned
-    assert all(math.isfinite(claim.measured) for claim in outcome.claims)
-    assert {claim["id"] for claim in json.loads((tmp_path / "claims.json").read_text())} == planned
-    assert {path.stem for path in (tmp_path / "figures").glob("*.png")} == {
+    assert [claim.claim for claim in findings.claims] == list(plan.claims)
+    assert all(math.isfinite(value) for claim in findings.claims for value in (claim.measured, *claim.values))
+    assert [figure.id for figure in findings.figures] == [
         *("fig14_attention", "fig16_sensitivity", "linearised_layers", "softmax_products", "linear_products"),
         *("weight_products_1_layer", "loss_by_dimension", "noise"),
-    }
-    assert {path.stem for path in (tmp_path / "tables").glob("*.csv")} == {
+    ]
+    assert [table.id for table in findings.tables] == [
         *("fig14_attention", "fig16_softmax", "fig16_hybrid", "fig16_full_mesa", "linearised_layers"),
         *("similar_products", "loss_by_dimension", "noise_0.1", "noise_0.5"),
+    ]
+    panels = {figure.id: len(figure.panels) for figure in findings.figures}
+    assert panels == {
+        **{"fig14_attention": 4, "fig16_sensitivity": 3, "linearised_layers": 1, "softmax_products": 4},
+        **{"linear_products": 4, "weight_products_1_layer": 4, "loss_by_dimension": 1, "noise": 2},
     }
 
 
