@@ -17,6 +17,8 @@ from mesascope.runs import RunStore
 from mesascope.training.config import TrainingConfig
 
 PROFILES = get_args(Profile)
+TRAINING_FREE = {"fig20"}
+"""Experiments that compare learners only."""
 EVERY_PLAN = [(found, profile) for _, found in sorted(experiments().items()) for profile in PROFILES]
 
 
@@ -51,7 +53,8 @@ def test_every_plan_is_complete(found: Experiment, profile: Profile) -> None:
         assert claim.source, claim.id
         assert claim.paper_value, claim.id
     hashes = {config_hash(config) for config in plan.trainings.values()}
-    assert len(hashes) == len(plan.trainings) > 0
+    assert len(hashes) == len(plan.trainings)
+    assert plan.trainings or found.name in TRAINING_FREE
     for config in plan.trainings.values():
         assert from_json(TrainingConfig, to_json(config)) == config
         assert hash(config) == hash(replace(config))
@@ -61,7 +64,7 @@ def test_every_plan_is_complete(found: Experiment, profile: Profile) -> None:
 @pytest.mark.parametrize(("found", "profile"), EVERY_PLAN, ids=name)
 def test_more_seeds_mean_more_trainings_of_the_same_kind(found: Experiment, profile: Profile) -> None:
     few, many = found.plan(profile, 2), found.plan(profile, 3)
-    assert set(few.trainings) < set(many.trainings)
+    assert set(few.trainings) < set(many.trainings) or found.name in TRAINING_FREE
     assert all(many.trainings[label] == config for label, config in few.trainings.items())
     assert few.claims == many.claims
 

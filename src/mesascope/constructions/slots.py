@@ -13,7 +13,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mesascope.errors import require
-from mesascope.nn import MLP, Attention, AttentionKind, Linear, MesaAttention, Transformer, TransformerConfig
+from mesascope.nn import (
+    MLP,
+    Attention,
+    AttentionKind,
+    Linear,
+    MesaAttention,
+    Transformer,
+    TransformerConfig,
+    attention_layers,
+)
 
 OUTPUT, COPY, CURRENT, PREVIOUS = range(4)
 """Slots of a constructed token: the prediction, a copy that layers may overwrite, s_t and s_{t-1}."""
@@ -91,8 +100,7 @@ def build(
     )
     # the dtype comes before the weights, or float64 weights would be rounded to float32 on their way
     model = Transformer(config, name=name).to(dtype)
-    attentions = (module for module in model.modules() if isinstance(module, Attention))
-    for module, layer in zip(attentions, layers, strict=True):
+    for module, layer in zip(attention_layers(model), layers, strict=True):
         _set_heads(module, n_s, layer.heads)
     if config.mlp_dim is not None:
         mlps = (module for module in model.modules() if isinstance(module, MLP))

@@ -5,8 +5,9 @@ mesascope reproduce fig15 --profile paper --out DIR        hours on 2 cores
 """
 
 from mesascope.experiments.base import Experiment, Profile, Settings
+from mesascope.experiments.studies.bound_tokens import NAMES
 from mesascope.experiments.studies.copying import Copying
-from mesascope.experiments.studies.plain_models import NAMES, plain_models, plain_reductions
+from mesascope.experiments.studies.plain_models import plain_models, plain_reductions
 
 
 def settings(profile: Profile, seeds: int | None) -> Settings:

@@ -5,8 +5,8 @@ mesascope reproduce fig22 --profile paper --out DIR        hours on 2 cores
 """
 
 from mesascope.experiments.base import Experiment, Profile, Settings
-from mesascope.experiments.studies.binding import Binding
 from mesascope.experiments.studies.plain_models import plain_models, plain_reductions
+from mesascope.experiments.studies.sensitivity_over_training import SensitivityOverTraining
 from mesascope.experiments.studies.trainings import Architecture
 
 ARCHITECTURES: tuple[Architecture, ...] = ("softmax-7", "hybrid")
@@ -15,7 +15,7 @@ ARCHITECTURES: tuple[Architecture, ...] = ("softmax-7", "hybrid")
 def settings(profile: Profile, seeds: int | None) -> Settings:
     """Two models of partially observed dynamics."""
     models = {name: plain_models("partial", name, profile, seeds) for name in ARCHITECTURES}
-    study = Binding("fig22", models, bound=5, factor=2.0)
+    study = SensitivityOverTraining("fig22", models, bound=5, factor=2.0)
     return Settings((study,), plain_reductions(profile), 10 if profile == "quick" else 400)
 
 

@@ -5,9 +5,10 @@ mesascope reproduce fig3 --profile paper --out DIR        hours on 2 cores
 """
 
 from mesascope.experiments.base import Experiment, Profile, Settings
+from mesascope.experiments.studies.bound_tokens import NAMES
 from mesascope.experiments.studies.copying import Copying
 from mesascope.experiments.studies.one_layer import paper_one_layer, quick_one_layer
-from mesascope.experiments.studies.plain_models import NAMES, plain_models, plain_reductions
+from mesascope.experiments.studies.plain_models import plain_models, plain_reductions
 from mesascope.experiments.studies.predicted_blocks import PredictedBlocks
 from mesascope.experiments.studies.replicates import Replicates
 

@@ -1,7 +1,7 @@
 """Modules: attention layers and the Transformer built from them."""
 
 from mesascope.nn.attention import LinearAttention, MesaAttention, SoftmaxAttention
-from mesascope.nn.base import Attention
+from mesascope.nn.base import Attention, attention_layers
 from mesascope.nn.config import (
     AttentionKind,
     ForgetGate,
@@ -40,5 +40,6 @@ __all__ = [
     "TransformerConfig",
     "UnitNorm",
     "WriteGate",
+    "attention_layers",
     "sinusoidal_positions",
 ]

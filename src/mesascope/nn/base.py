@@ -128,3 +128,8 @@ class Attention(nn.Module, ABC):
 
     def _per_head(self, weight: Tensor) -> Tensor:
         return weight.unflatten(0, (self.num_heads, self.key_dim))
+
+
+def attention_layers(model: nn.Module) -> list[Attention]:
+    """The attention layers of this package inside `model`, first to last."""
+    return [module for module in model.modules() if isinstance(module, Attention)]

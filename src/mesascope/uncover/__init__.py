@@ -153,6 +153,7 @@ __all__ = [
     "residual_stream",
     "search_least_squares",
     "search_true_pairs",
+    "sensitivity",
     "sensitivity_over_training",
     "target_probes",
     "token_probes",

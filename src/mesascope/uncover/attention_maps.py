@@ -63,7 +63,7 @@ class AttentionMaps:
 
     def table(self, id: str, title: str, offsets: Sequence[int] = (0, 1, 2, 3)) -> Table:
         """One row per layer and head: share and spread on every offset."""
-        rows = []
+        rows: list[tuple[str | float, ...]] = []
         shares = np.stack([self.shares((offset,)) for offset in offsets], -1)
         spreads = np.stack([self.spread(offset) for offset in offsets], -1)
         for layer, name in enumerate(self.activations):

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from mesascope.errors import require
 from mesascope.figures import Array, Figure, Line, LinePanel, Table
-from mesascope.nn import Linear, LinearAttention, Transformer
-from mesascope.nn.transformer import sinusoidal_positions
+from mesascope.nn import Linear, LinearAttention, Transformer, attention_layers, sinusoidal_positions
 from mesascope.tasks import Dynamics, Sequences
 from mesascope.uncover.comparison import loss_curves
 from mesascope.uncover.moments import RunningMoments
@@ -177,9 +176,9 @@ def _examples(model: Transformer, sequences: Sequences) -> list[tuple[Tensor, Te
     names = [f"blocks.{index}.attn.{end}" for index in range(len(model.blocks)) for end in ("in", "out")]
     found = model.run(sequences.tokens, names).activations
     examples = []
-    for index, block in enumerate(model.blocks):
+    for index, layer in enumerate(attention_layers(model)):
         x, y = found[f"blocks.{index}.attn.in"], found[f"blocks.{index}.attn.out"]
-        width = block.attn.position_dim
+        width = layer.position_dim
         examples.append((x, y, sinusoidal_positions(x.shape[1], width).to(x) if width else None))
     return examples
 
@@ -214,7 +213,7 @@ class _Student:
 
 def _initial_layer(model: Transformer, index: int, generator: torch.Generator) -> LinearAttention:
     """Random weights with which queries, keys and values have the scale of the activations."""
-    original, config = model.blocks[index].attn, model.config
+    original, config = attention_layers(model)[index], model.config
     layer = LinearAttention(
         config.width,
         original.num_heads,
@@ -227,16 +226,3 @@ def _initial_layer(model: Transformer, index: int, generator: torch.Generator) -
         for weight in (layer.W_Q, layer.W_K, layer.W_V):
             weight.copy_(torch.randn(weight.shape, generator=generator) / config.width**0.5)
     return layer
-
-
-@torch.no_grad()
-def _examples(model: Transformer, sequences: Sequences) -> list[tuple[Tensor, Tensor, Tensor | None]]:
-    """Input, output and positions of every attention layer."""
-    names = [f"blocks.{index}.attn.{end}" for index in range(len(model.blocks)) for end in ("in", "out")]
-    found = model.run(sequences.tokens, names).activations
-    examples = []
-    for index, block in enumerate(model.blocks):
-        x, y = found[f"blocks.{index}.attn.in"], found[f"blocks.{index}.attn.out"]
-        width = block.attn.position_dim
-        examples.append((x, y, sinusoidal_positions(x.shape[1], width).to(x) if width else None))
-    return examples

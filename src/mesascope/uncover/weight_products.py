@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from mesascope.constructions import COPY, CURRENT, NUM_SLOTS, OUTPUT, PREVIOUS, SLOT_LABELS
 from mesascope.errors import InputError, require
 from mesascope.figures import Figure, HeatmapPanel
-from mesascope.nn import Attention
+from mesascope.nn import attention_layers
 
 Blocks = tuple[tuple[int, int], ...]
 """Positions (row, column) in a grid of blocks."""
@@ -72,7 +72,7 @@ def weight_products(model: nn.Module) -> tuple[WeightProducts, ...]:
     Raises:
         InputError: the model has no attention layer of this package.
     """
-    layers = [module for module in model.modules() if isinstance(module, Attention)]
+    layers = attention_layers(model)
     if not layers:
         raise InputError(f"model: got {type(model).__name__}, but it must contain a layer of mesascope.nn.Attention")
     products = ((layer.QK.detach().clone(), layer.PV.detach().clone()) for layer in layers)

@@ -4,14 +4,6 @@ from mesascope.experiments.base import Profile
 from mesascope.experiments.studies.replicates import Replicates
 from mesascope.experiments.studies.trainings import QUICK_REDUCTIONS, Architecture, Setting, plain_training
 
-NAMES: dict[Architecture, str] = {
-    "softmax-7": "7 softmax layers",
-    "softmax-3": "3 softmax layers",
-    "hybrid": "a softmax and a mesa layer",
-    "full-mesa": "2 mesa layers",
-}
-"""Architectures for titles and sentences."""
-
 
 def plain_models(setting: Setting, architecture: Architecture, profile: Profile, seeds: int | None) -> Replicates:
     """One training per seed: by default one in the quick profile and five in the paper's."""

@@ -10,7 +10,7 @@ from mesascope.experiments.base import ClaimSheet, Findings, Trained
 from mesascope.experiments.studies.evaluation import evaluation_sequences
 from mesascope.experiments.studies.replicates import Replicates
 from mesascope.figures import Table
-from mesascope.nn import LinearAttention, Transformer
+from mesascope.nn import LinearAttention, Transformer, attention_layers
 from mesascope.training.config import TrainingConfig
 from mesascope.training.seeds import stream
 from mesascope.uncover import (
@@ -91,6 +91,6 @@ class SimilarProducts:
         with torch.no_grad():
             inputs = model.run(tokens, names).activations
         return [
-            product_similarity(block.attn, layer, inputs[name])
-            for block, layer, name in zip(model.blocks, layers, names, strict=True)
+            product_similarity(original, layer, inputs[name])
+            for original, layer, name in zip(attention_layers(model), layers, names, strict=True)
         ]

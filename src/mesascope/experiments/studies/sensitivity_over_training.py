@@ -5,8 +5,10 @@ from dataclasses import dataclass
 
 from mesascope.claims import Claim, Threshold
 from mesascope.experiments.base import ClaimSheet, Findings, Trained
+from mesascope.experiments.studies.bound_tokens import NAMES, SHORT_NAMES
 from mesascope.experiments.studies.evaluation import evaluation_sequences
 from mesascope.experiments.studies.replicates import Replicates, figure_name
+from mesascope.experiments.studies.trainings import Architecture
 from mesascope.figures import Figure
 from mesascope.nn import Transformer
 from mesascope.training.config import TrainingConfig
@@ -17,12 +19,12 @@ RECENT = 6
 
 
 @dataclass(frozen=True)
-class Binding:
+class SensitivityOverTraining:
     """The study, for the models of one figure.
 
     Attributes:
         figure: id of the paper's figure; claims are named after it.
-        models: by the name that ends their claim's id, in the order of the panels.
+        models: in the order of the panels.
         bound: how many of the newest tokens, the current one included, are claimed to be bound.
         factor: by how much the sensitivity to each of them exceeds that to the rest.
         least: the key of `models` whose factor is claimed to be the smallest, or None.
@@ -30,10 +32,10 @@ class Binding:
     """
 
     figure: str
-    models: Mapping[str, Replicates]
+    models: Mapping[Architecture, Replicates]
     bound: int
     factor: float
-    least: str | None = None
+    least: Architecture | None = None
     sequences: int = 64
 
     @property
@@ -44,9 +46,9 @@ class Binding:
         binding = tuple(
             Claim(
                 self.binding_id(key),
-                f"Sensitivity of the first block of {key} at t = {length} to t' = {length - self.bound + 1} {joint} "
-                f"{length}, the smallest of them, divided by the mean sensitivity to t' = 1 .. {length - RECENT}, for "
-                "the seed with the least",
+                f"Sensitivity of the first block of {NAMES[key]} at t = {length} to t' = {length - self.bound + 1} "
+                f"{joint} {length}, the smallest of them, divided by the mean sensitivity to t' = 1 .. "
+                f"{length - RECENT}, for the seed with the least",
                 f"{source}; threshold ours",
                 "not given",
                 Threshold(low=self.factor),
@@ -57,26 +59,26 @@ class Binding:
             return binding
         least = Claim(
             self.least_id,
-            f"That ratio of {self.least} divided by the smallest of the other models, means over seeds",
+            f"That ratio of {NAMES[self.least]} divided by the smallest of the other models, means over seeds",
             source,
             "less clear",
             Threshold(high=1.0),
         )
         return (*binding, least)
 
-    def binding_id(self, key: str) -> str:
-        return f"{self.figure}.binding_{_slug(key)}"
+    def binding_id(self, key: Architecture) -> str:
+        return f"{self.figure}.binding_{SHORT_NAMES[key]}"
 
     @property
     def least_id(self) -> str:
-        return f"{self.figure}.least_in_{_slug(self.least or '')}"
+        return f"{self.figure}.less_clear"
 
     def trainings(self) -> Mapping[str, TrainingConfig]:
         return {label: config for models in self.models.values() for label, config in models.by_label.items()}
 
     def measure(self, trained: Trained, sheet: ClaimSheet) -> Findings:
         """Measure all claims; the course of the training is that of the first seed."""
-        panels, tables, factors = [], [], dict[str, float]()
+        panels, tables, factors = [], [], dict[Architecture, float]()
         for key, models in self.models.items():
             tokens = evaluation_sequences(models.task, self.sequences).tokens
             course = sensitivity_over_training(_snapshots(models, trained), tokens)
@@ -84,9 +86,9 @@ class Binding:
             ratios = tuple(self._ratio(found) for found in (course, *others))
             sheet.record(self.binding_id(key), min(ratios), ratios)
             factors[key] = sum(ratios) / len(ratios)
-            title = f"First block, {key}"
+            title = f"First block, {NAMES[key]}"
             panels.append(course.panel(title, RECENT))
-            tables.append(course.table(f"{self.figure}_{_slug(key)}", title, RECENT))
+            tables.append(course.table(f"{self.figure}_{SHORT_NAMES[key]}", title, RECENT))
         if self.least is not None:
             smallest = min(factor for key, factor in factors.items() if key != self.least)
             sheet.record(self.least_id, factors[self.least] / smallest)
@@ -113,7 +115,3 @@ def _snapshots(models: Replicates, trained: Trained) -> Iterator[tuple[int, Tran
         if step < config.steps:
             yield step, trained.snapshot(label, step, label)
     yield config.steps, trained.model(label, label)
-
-
-def _slug(name: str) -> str:
-    return name.replace("-", "_")
