@@ -156,8 +156,8 @@ class Preconditioning:
             "prediction on other sequences, stand for the inverse: of the matrix scaled by its norm at every t, as the "
             "authors plot it, and with coefficients shared by all t. The target itself shrinks with t, so layers are "
             "to be compared at one t. Dotted: the best layer of the model before its training, and of the model when "
-            f"targets are those of other sequences. Third panel, t = {JUDGED_AT}: at which layer inputs can be read that "
-            "are preconditioned by the best polynomials of several degrees and by the exact inverse."
+            f"targets are those of other sequences. Third panel, t = {JUDGED_AT}: at which layer inputs can be read "
+            "that are preconditioned by the best polynomials of several degrees and by the exact inverse."
         )
         details = first.forms[SCALED].cleaned.table(id, title)
         return Findings(figures=(Figure(id, title, caption, panels, 3),), tables=(self._forms_table(probes), details))
