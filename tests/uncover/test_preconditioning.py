@@ -193,7 +193,7 @@ def test_probes_find_the_algorithm_of_a_constructed_model() -> None:
     # the fourth layer takes the gradient step and leaves the preconditioned input where it is
     assert (losses[3:] < 1e-9).all()
     assert (losses[:3, late] > 1e-3).all()
-    assert (found.uncleaned.model.loss.value[3:] < 1e-9).all()
+    assert (found.uncleaned.loss.value[3:] < 1e-9).all()
     for control in (found.cleaned.untrained, found.cleaned.shuffled):
         assert (control.loss.value[:, late] > 1e-3).all()
     shifted = replace(sequences, observations=torch.roll(sequences.observations, 1, dims=1))
@@ -220,7 +220,7 @@ def test_probes_find_a_planted_input_at_chosen_time_steps() -> None:
     assert (found.cleaned.model.loss.value[0] > 1e-3).all()
     counts = found.cleaned.model.num_fitted + found.cleaned.model.num_held_out
     np.testing.assert_array_equal(counts, kept.sum(0).numpy())
-    np.testing.assert_array_equal(found.uncleaned.model.num_held_out, 150)
+    np.testing.assert_array_equal(found.uncleaned.num_held_out, 150)
     for control in (found.cleaned.untrained, found.cleaned.shuffled):
         assert (control.loss.value > 1e-3).all()
     # one map cannot predict with the W* of every sequence

@@ -31,15 +31,15 @@ class PreconditioningProbes:
     """What can be read off a model of the preconditioned input of a learner.
 
     Attributes:
-        cleaned: probes without outliers, which is what the paper shows.
-        uncleaned: probes on all sequences.
+        cleaned: probes without outliers, which is what the paper shows, and their controls.
+        uncleaned: probes of the model on all sequences.
         dropped: share of sequences left out at each time step, `[T]`.
         next_observation: s_{t+1} read off the preconditioned input itself by one map for all sequences: a control that
             must fail where every sequence has a W* of its own.
     """
 
     cleaned: ControlledProbe
-    uncleaned: ControlledProbe
+    uncleaned: ProbeResult
     dropped: Array
     next_observation: ProbeResult
 
@@ -108,10 +108,8 @@ def preconditioning_probes(
     at = [step - 1 for step in stream.time_steps]
     targets = preconditioned_inputs(sequences, learner)[:, at]
     kept = ordinary(targets, z_score)
-    cleaned, uncleaned = (
-        probe_with_controls(stream, untrained, targets, generator=generator, kept=rows, fit=fit)
-        for rows in (kept, None)
-    )
+    cleaned = probe_with_controls(stream, untrained, targets, generator=generator, kept=kept, fit=fit)
+    uncleaned = probe(stream, targets, generator=generator, fit=fit)
     itself = ResidualStream(("preconditioned input",), targets[None], stream.time_steps)
     following = probe(itself, sequences.targets[:, at], generator=generator, kept=kept, fit=fit)
     return PreconditioningProbes(cleaned, uncleaned, 1 - kept.double().mean(0).numpy(), following)

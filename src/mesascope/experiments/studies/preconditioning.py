@@ -12,13 +12,22 @@ import numpy as np
 from mesascope.claims import Claim, Threshold
 from mesascope.errors import require
 from mesascope.experiments.base import ClaimSheet, Findings, Trained
-from mesascope.experiments.studies.evaluation import Array, tuned_preconditioner
-from mesascope.experiments.studies.replicates import Replicates, figure_name
-from mesascope.figures import Figure, Table
-from mesascope.learners import Observations, Preconditioner, Regressors, RidgeRegression
+from mesascope.experiments.studies.evaluation import Array, tuned_preconditioner, tuning_sequences
+from mesascope.experiments.studies.replicates import Replicates, Streams, figure_name
+from mesascope.figures import Figure, Line, LinePanel, Table
+from mesascope.learners import Observations, Preconditioner, Regressors, RidgeRegression, polynomial_moments
 from mesascope.training.config import TrainingConfig
 from mesascope.training.seeds import stream
-from mesascope.uncover import ControlledProbe, PreconditioningProbes, preconditioning_probes
+from mesascope.uncover import (
+    PreconditioningProbes,
+    ProbeFit,
+    ProbeResult,
+    ResidualStream,
+    ordinary,
+    preconditioned_inputs,
+    preconditioning_probes,
+    probe,
+)
 
 _PAPER = "arXiv 2309.05858v2"
 
@@ -28,10 +37,26 @@ STEPS = 6
 JUDGED_AT = 40
 """The time step that claims are about."""
 
+DEGREES = (1, 2, 4, 6)
+"""Polynomials of which it is shown at which layer they can be read."""
+
 SCALED, SHARED, EXACT = "scaled by its norm", "shared coefficients", "exact inverse"
 
-Forms = Mapping[str, PreconditioningProbes]
-"""The probes of one model by the form of the preconditioned input."""
+_FIT = ProbeFit(resamples=200)
+
+
+@dataclass(frozen=True)
+class LayerProbes:
+    """The probes of one model.
+
+    Attributes:
+        forms: by the form of the preconditioned input.
+        degrees: R2 at the time step of the claims, layer by layer, of the best polynomials with shared coefficients
+            and of the exact inverse; by name.
+    """
+
+    forms: Mapping[str, PreconditioningProbes]
+    degrees: Mapping[str, Array]
 
 
 @dataclass(frozen=True)
@@ -87,7 +112,7 @@ class Preconditioning:
     def measure(self, trained: Trained, sheet: ClaimSheet) -> Findings:
         """Measure all claims of the study."""
         probes = self.probes(trained)
-        losses = [_losses(forms[SCALED].cleaned) for forms in probes.values()]
+        losses = [_losses(found.forms[SCALED].cleaned.model) for found in probes.values()]
         ratios = [loss[-1] / loss[0] for loss in losses]
         steps = [
             sum(bool(deep <= shallow) for shallow, deep in pairwise(loss[self.copying_layers :])) for loss in losses
@@ -97,7 +122,7 @@ class Preconditioning:
         sheet.record(most_layers.id, min(steps), tuple(steps))
         return self.findings(probes)
 
-    def probes(self, trained: Trained) -> dict[str, Forms]:
+    def probes(self, trained: Trained) -> dict[str, LayerProbes]:
         """By label of the training."""
         task, regressors = self.models.task, self.regressors
         learners: dict[str, Preconditioner] = {
@@ -105,23 +130,25 @@ class Preconditioning:
             SHARED: tuned_preconditioner("none", STEPS, task, regressors),
             EXACT: RidgeRegression(regressors=regressors),
         }
+        moments = polynomial_moments(tuning_sequences(task), max(DEGREES), regressors=regressors)
+        degrees: dict[str, Preconditioner] = {f"degree {degree}": moments.fit(degree) for degree in DEGREES}
         return {
-            label: {
-                form: preconditioning_probes(
-                    found.model, found.untrained, found.sequences, learner, generator=stream(0, "probes")
-                )
-                for form, learner in learners.items()
-            }
+            label: LayerProbes(_by_form(found, learners), _r2_by_layer(found, {**degrees, EXACT: learners[EXACT]}))
             for label, found in zip(self.models.by_label, self.models.streams(trained), strict=True)
         }
 
-    def findings(self, probes: Mapping[str, Forms]) -> Findings:
+    def findings(self, probes: Mapping[str, LayerProbes]) -> Findings:
         """The figure and the tables of what `probes` returns."""
         id, title = f"{self.figure}_preconditioning", f"Probes of the preconditioned input ({figure_name(self.figure)})"
         first = next(iter(probes.values()))
-        panels = tuple(
-            first[form].cleaned.panel(f"Preconditioned input, {form}", "loss", log_y=True, y_limits=(1e-4, 1e1))
-            for form in (SCALED, SHARED)
+        panels = (
+            *(
+                first.forms[form].cleaned.panel(
+                    f"Preconditioned input, {form}", "loss", log_y=True, y_limits=(1e-4, 10)
+                )
+                for form in (SCALED, SHARED)
+            ),
+            _degree_panel(first.degrees),
         )
         caption = (
             "Loss with which a linear probe reads the preconditioned input off the residual stream at time t, for "
@@ -129,27 +156,29 @@ class Preconditioning:
             "prediction on other sequences, stand for the inverse: of the matrix scaled by its norm at every t, as the "
             "authors plot it, and with coefficients shared by all t. The target itself shrinks with t, so layers are "
             "to be compared at one t. Dotted: the best layer of the model before its training, and of the model when "
-            "targets are those of other sequences."
+            f"targets are those of other sequences. Third panel, t = {JUDGED_AT}: at which layer inputs can be read "
+            "that are preconditioned by the best polynomials of several degrees and by the exact inverse."
         )
-        details = first[SCALED].cleaned.table(id, title)
-        return Findings(figures=(Figure(id, title, caption, panels, 2),), tables=(self._forms_table(probes), details))
+        details = first.forms[SCALED].cleaned.table(id, title)
+        return Findings(figures=(Figure(id, title, caption, panels, 3),), tables=(self._forms_table(probes), details))
 
-    def _forms_table(self, probes: Mapping[str, Forms]) -> Table:
+    def _forms_table(self, probes: Mapping[str, LayerProbes]) -> Table:
         columns = (
             *("training", "preconditioned input", "sequences", "share dropped", "input"),
             *(f"layer {layer}" for layer in range(1, self.models.num_layers + 1)),
-            *("last / input", "untrained, best layer", "shuffled targets, best layer", "R² of the next observation"),
+            *("last / input", "best / input", "untrained, best layer", "shuffled targets, best layer"),
+            "R² of the next observation",
         )
         rows = []
-        for label, forms in probes.items():
-            for form, found in forms.items():
-                at = found.cleaned.model.at(JUDGED_AT)
-                following = float(found.next_observation.r2.value[0, at])
-                for kind, kept, dropped in (
-                    ("without outliers", found.cleaned, float(found.dropped[at])),
-                    ("all", found.uncleaned, 0.0),
-                ):
-                    rows.append((label, form, kind, dropped, *_numbers(kept, at), following))
+        for label, found in probes.items():
+            for form, one in found.forms.items():
+                at = one.cleaned.model.at(JUDGED_AT)
+                controls = (one.cleaned.untrained, one.cleaned.shuffled)
+                beside = (*(float(control.loss.value[:, at].min()) for control in controls),)
+                following = float(one.next_observation.r2.value[0, at])
+                cleaned, uncleaned = _numbers(one.cleaned.model), _numbers(one.uncleaned)
+                rows.append((label, form, "without outliers", float(one.dropped[at]), *cleaned, *beside, following))
+                rows.append((label, form, "all", 0.0, *uncleaned, "", "", ""))
         title = f"Losses of probes of the preconditioned input at t = {JUDGED_AT} ({figure_name(self.figure)})"
         return Table(f"{self.figure}_forms", title, columns, tuple(rows))
 
@@ -187,7 +216,7 @@ class WeakPreconditioning:
         """Measure the claim."""
         probes = self.weak.probes(trained)
         weak, strong = (
-            np.array([_remaining(forms[SCALED].cleaned) for forms in by_label.values()])
+            np.array([_remaining(found.forms[SCALED].cleaned.model) for found in by_label.values()])
             for by_label in (probes, self.strong.probes(trained))
         )
         note = f"{weak.min():.3g} here and {strong.max():.3g} in {figure_name(self.strong.figure)}"
@@ -195,17 +224,47 @@ class WeakPreconditioning:
         return self.weak.findings(probes)
 
 
-def _losses(probes: ControlledProbe) -> Array:
-    """Of the model's probes at the time step of the claims, input first."""
-    losses: Array = probes.model.loss.value[:, probes.model.at(JUDGED_AT)]
+def _by_form(streams: Streams, learners: Mapping[str, Preconditioner]) -> dict[str, PreconditioningProbes]:
+    return {
+        form: preconditioning_probes(
+            streams.model, streams.untrained, streams.sequences, learner, generator=stream(0, "probes"), fit=_FIT
+        )
+        for form, learner in learners.items()
+    }
+
+
+def _r2_by_layer(streams: Streams, learners: Mapping[str, Preconditioner]) -> dict[str, Array]:
+    """R2 of probes at the time step of the claims, `[layers + 1]` for every learner."""
+    at = slice(JUDGED_AT - 1, JUDGED_AT)
+    layers = ResidualStream(streams.model.labels, streams.model.values[:, :, at], (JUDGED_AT,))
+    found = {}
+    for name, learner in learners.items():
+        targets = preconditioned_inputs(streams.sequences, learner)[:, at]
+        result = probe(layers, targets, generator=stream(0, "probes"), kept=ordinary(targets), fit=_FIT)
+        found[name] = result.r2.value[:, 0]
+    return found
+
+
+def _degree_panel(degrees: Mapping[str, Array]) -> LinePanel:
+    lines = tuple(
+        Line(name, np.arange(float(len(r2))), r2, "reference" if name == EXACT else "model", colour)
+        for colour, (name, r2) in enumerate(degrees.items())
+    )
+    title = f"Preconditioned inputs of several degrees, t = {JUDGED_AT}"
+    return LinePanel(title, "layer (0: input)", "R² of the probe, held out", lines, y_limits=(0, 1))
+
+
+def _losses(probes: ProbeResult) -> Array:
+    """At the time step of the claims, input first."""
+    losses: Array = probes.loss.value[:, probes.at(JUDGED_AT)]
     return losses
 
 
-def _remaining(probes: ControlledProbe) -> float:
+def _remaining(probes: ProbeResult) -> float:
     losses = _losses(probes)
     return float(losses[-1] / losses[0])
 
 
-def _numbers(probes: ControlledProbe, at: int) -> tuple[float, ...]:
-    controls = (float(control.loss.value[:, at].min()) for control in (probes.untrained, probes.shuffled))
-    return (*(float(loss) for loss in _losses(probes)), _remaining(probes), *controls)
+def _numbers(probes: ProbeResult) -> tuple[float, ...]:
+    losses = _losses(probes)
+    return (*(float(loss) for loss in losses), _remaining(probes), float(losses.min() / losses[0]))
