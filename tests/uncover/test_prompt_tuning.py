@@ -84,6 +84,23 @@ def test_prefix_follows_adam_with_eos_fixed() -> None:
     assert tuned.prompt.eos is eos
 
 
+def test_passes_add_up_to_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step of several passes is Adam's on the mean over the batch, also where the last pass is smaller."""
+    monkeypatch.setattr("mesascope.uncover.prompt_tuning._PASS", 2)
+    generator, losses = seeded(), []
+    eos = torch.randn(N, generator=generator).requires_grad_()
+    for size in (2, 2, 1):
+        sequences = EOS_TASK.sample(size, generator, eos=eos)
+        error = (PreviousToken()(sequences.tokens) - sequences.targets.detach()).square().sum(-1)
+        losses.append(0.5 * error[:, sequences.scored].mean() * size / 5)
+    in_passes = tune_eos(PreviousToken(), EOS_TASK, seeded(), PromptTuning(1, 5, 0.05))
+    loss = torch.stack(losses).sum()
+    assert in_passes.losses[0] == pytest.approx(loss.item(), rel=1e-5)
+    loss.backward()
+    moved = in_passes.prompt.eos - eos.detach()
+    torch.testing.assert_close(moved, -0.05 * eos.grad.sign(), rtol=1e-3, atol=1e-6)
+
+
 def test_tuning_helps_and_changes_no_weight() -> None:
     transformer = model()
     before = {name: value.clone() for name, value in transformer.state_dict().items()}

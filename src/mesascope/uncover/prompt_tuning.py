@@ -21,6 +21,9 @@ from mesascope.predictor import half_squared_error
 from mesascope.tasks import EOSLayout, FewShotRegression, PrefixLayout, Sequences
 from mesascope.uncover.few_shot import Prompt
 
+_PASS = 32
+"""Sequences per forward and backward pass; the gradients of a step are summed. Small passes stay in the cache."""
+
 
 @dataclass(frozen=True)
 class PromptTuning:
@@ -82,8 +85,8 @@ def tune_eos(
     """
     require(isinstance(task.layout, EOSLayout), "task.layout", task.layout, "EOSLayout()")
 
-    def sample(eos: Tensor) -> Sequences:
-        return task.sample(settings.batch_size, generator, eos=eos)
+    def sample(size: int, eos: Tensor) -> Sequences:
+        return task.sample(size, generator, eos=eos)
 
     eos, losses = _tune(model, torch.randn(task.n, generator=generator), sample, settings)
     return TunedPrompt(Prompt(eos), losses)
@@ -112,8 +115,8 @@ def tune_prefix(
     """
     require(isinstance(task.layout, PrefixLayout), "task.layout", task.layout, "a PrefixLayout")
 
-    def sample(prefix: Tensor) -> Sequences:
-        return task.sample(settings.batch_size, generator, eos=eos, prefix=prefix)
+    def sample(size: int, prefix: Tensor) -> Sequences:
+        return task.sample(size, generator, eos=eos, prefix=prefix)
 
     start = torch.randn(task.layout.prefix, task.n, generator=generator)
     prefix, losses = _tune(model, start, sample, settings)
@@ -121,21 +124,24 @@ def tune_prefix(
 
 
 def _tune(
-    model: nn.Module, start: Tensor, sample: Callable[[Tensor], Sequences], settings: PromptTuning
+    model: nn.Module, start: Tensor, sample: Callable[[int, Tensor], Sequences], settings: PromptTuning
 ) -> tuple[Tensor, tuple[float, ...]]:
     frozen = copy.deepcopy(model).requires_grad_(False)
     tokens = start.clone().requires_grad_()
     optimiser = torch.optim.Adam([tokens], lr=settings.learning_rate)
     losses = []
     for step in range(settings.steps):
-        sequences = sample(tokens)
-        error = half_squared_error(frozen(sequences.tokens), sequences.targets.detach())
-        loss = error[:, sequences.scored_indices].mean()
-        losses.append(float(loss.detach()))
+        optimiser.zero_grad()
+        losses.append(0.0)
+        for first in range(0, settings.batch_size, _PASS):
+            size = min(_PASS, settings.batch_size - first)
+            sequences = sample(size, tokens)
+            error = half_squared_error(frozen(sequences.tokens), sequences.targets.detach())
+            loss = error[:, sequences.scored_indices].mean() * (size / settings.batch_size)
+            loss.backward()
+            losses[-1] += float(loss.detach())
         if not losses[-1] < float("inf"):
             rate = settings.learning_rate
             raise DivergenceError(f"the loss is {losses[-1]} at step {step}; use a learning_rate below {rate}")
-        optimiser.zero_grad()
-        loss.backward()
         optimiser.step()
     return tokens.detach(), tuple(losses)

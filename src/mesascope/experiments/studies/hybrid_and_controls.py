@@ -25,7 +25,7 @@ from mesascope.predictor import Predictor
 from mesascope.tasks import Dynamics
 from mesascope.training.config import TrainingConfig
 from mesascope.training.seeds import stream
-from mesascope.uncover import LearnerRanking, learner_candidates, which_learner
+from mesascope.uncover import Candidate, LearnerRanking, learner_candidates, which_learner
 
 _PAPER = "arXiv 2309.05858v2"
 
@@ -34,8 +34,8 @@ _LINEAR, _RICHER = "Proposition-2-linear", "Proposition-2-nonlinear"
 _STEPS = 7
 """Six preconditioning steps and one gradient step, as many as the softmax model has layers."""
 
-_RANKED, _BATCH, _SHOWN = 1024, 256, 5
-"""Sequences on which learners are ranked and those per pass; ranks that the table shows."""
+_TUNED, _RANKED, _BATCH, _SHOWN = 1024, 1024, 256, 5
+"""Sequences on which ranked learners are tuned, and on which they are ranked; of a pass; ranks that the table shows."""
 
 
 @dataclass(frozen=True)
@@ -138,11 +138,16 @@ class HybridAndControls:
         """The richer regressors with the least loss of the best polynomial on the tuning sequences."""
         if len(self.richer) <= 1:
             return self.richer[0] if self.richer else None
-        tuning = tuning_sequences(self.task).select(slice(0, 1024))
+        tuning = tuning_sequences(self.task).select(slice(0, _TUNED))
         return min(
             self.richer,
             key=lambda x: polynomial_moments(tuning, _STEPS - 1, "frobenius", regressors=x).optimum(_STEPS - 1),
         )
+
+    @cached_property
+    def _candidates(self) -> tuple[Candidate, ...]:
+        regressors = (Observations(),) if self._best is None else (Observations(), self._best)
+        return learner_candidates(tuning_sequences(self.task).select(slice(0, _TUNED)), _STEPS, regressors)
 
     @property
     def _controls(self) -> dict[str, Predictor]:
@@ -155,12 +160,10 @@ class HybridAndControls:
 
     def _ranking(self, models: Replicates, trained: Trained) -> LearnerRanking:
         """Which learner the first seed behaves like."""
-        regressors = (Observations(),) if self._best is None else (Observations(), self._best)
-        candidates = learner_candidates(tuning_sequences(self.task).select(slice(0, 2048)), _STEPS, regressors)
         sequences = evaluation_sequences(self.task)
         starts = range(0, min(_RANKED, sequences.batch_size), _BATCH)
         batches = [sequences.select(slice(start, start + _BATCH)) for start in starts]
-        return which_learner(models.models(trained)[0], candidates, batches, stream(0, "ranking"))
+        return which_learner(models.models(trained)[0], self._candidates, batches, stream(0, "ranking"))
 
     def _curves_figure(self, softmax: Array, hybrid: Array, controls: Mapping[str, Array]) -> Figure:
         t = time_axis(self.task.length)
