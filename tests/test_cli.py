@@ -12,7 +12,7 @@ import pytest
 from mesascope import cli
 from mesascope.claims import MeasuredClaim
 from mesascope.config import SCHEMA, to_json
-from mesascope.experiments import experiments
+from mesascope.experiments import figures
 from mesascope.training.config import TrainingConfig
 from mesascope.training.loop import load_model, read_config
 from mesascope.training.presets import paper_trainings
@@ -58,7 +58,7 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0] for line in lines] == sorted(experiments())
+    assert [line.split(":")[0] for line in lines] == ["quickstart", *(found.name for found in figures())]
     assert all("quick" in line and "paper" in line and line.endswith("min)") for line in lines)
 
 
@@ -245,7 +245,7 @@ def test_help_explains_every_command(capsys: pytest.CaptureFixture[str]) -> None
         cli.main(["--help"])
     assert caught.value.code == 0
     text = capsys.readouterr().out
-    for command in ("quickstart", "reproduce", "list", "train", "config", "doctor", "bench"):
+    for command in ("quickstart", "reproduce", "list", "document", "train", "config", "doctor", "bench"):
         assert command in text
 
 

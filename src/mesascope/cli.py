@@ -91,13 +91,37 @@ class List:
     """List the experiments that can be reproduced."""
 
     def run(self) -> None:
-        from mesascope.experiments import experiments
+        from mesascope.experiments import experiment, figures
 
-        for name, found in sorted(experiments().items()):
+        for found in (experiment("quickstart"), *figures()):
             minutes = ", ".join(
                 f"{profile} {found.plan(profile, None).expected_minutes:g} min" for profile in ("quick", "paper")
             )
-            _print_line(f"{name}: {found.title} ({minutes})")
+            _print_line(f"{found.name}: {found.title} ({minutes})")
+
+
+@dataclasses.dataclass(frozen=True)
+class Document:
+    """Keep results for version control and write the pages about them: JSON, Markdown and small images.
+
+    Copies the `result.json` of every report in a folder to RESULTS/PROFILE/NAME.json and its figures, made smaller, to
+    DOCS/images, then writes DOCS/NAME.md and DOCS/index.md from all of RESULTS. Explanations of claims that do not hold
+    are written by hand in DOCS/why/CLAIM.md and become part of the pages.
+    """
+
+    runs: Annotated[Path | None, tyro.conf.Positional] = None
+    """Output folder of `mesascope reproduce`; without it the pages are written again from what is in RESULTS."""
+    results: Path = Path("results")
+    """Folder of kept results."""
+    docs: Path = Path("docs/results")
+    """Folder of the pages."""
+
+    def run(self) -> None:
+        from mesascope.report import keep_results, write_documents
+
+        kept = keep_results(self.runs, self.results, self.docs) if self.runs is not None else []
+        pages = write_documents(self.results, self.docs)
+        _print_line(f"{len(kept)} results kept in {self.results}; {len(pages)} pages in {self.docs}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,6 +198,7 @@ Command = (
     Annotated[Quickstart, tyro.conf.subcommand("quickstart")]
     | Annotated[Reproduce, tyro.conf.subcommand("reproduce")]
     | Annotated[List, tyro.conf.subcommand("list")]
+    | Annotated[Document, tyro.conf.subcommand("document")]
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Config, tyro.conf.subcommand("config")]
     | Annotated[Doctor, tyro.conf.subcommand("doctor")]

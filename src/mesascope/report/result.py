@@ -11,16 +11,19 @@ _DIGITS = 5
 
 
 def result_json(report: Report) -> dict[str, Any]:
-    """Claims, curves (to five significant digits), tables, reductions and machine of a report, as JSON values."""
+    """Texts, claims, curves (to five significant digits), tables and machine of a report, as JSON values."""
     return {
         "schema": SCHEMA,
         "title": report.title,
+        "introduction": list(report.introduction),
         "command": report.command,
         "profile": report.profile,
         "reductions": list(report.reductions),
         "seconds": round(report.seconds),
         "environment": report.environment,
         "claims": [claim.to_json() for claim in report.claims],
+        "notes": list(report.notes),
+        "figures": [{"id": figure.id, "title": figure.title, "caption": figure.caption} for figure in report.figures],
         "curves": {figure.id: _curves(figure) for figure in report.figures if _curves(figure)},
         "tables": {
             table.id: {"columns": list(table.columns), "rows": [[_rounded(cell) for cell in row] for row in table.rows]}
