@@ -169,7 +169,7 @@ class Preconditioning:
             *("last / input", "best / input", "untrained, best layer", "shuffled targets, best layer"),
             "R² of the next observation",
         )
-        rows = []
+        rows: list[tuple[str | float | int, ...]] = []
         for label, found in probes.items():
             for form, one in found.forms.items():
                 at = one.cleaned.model.at(JUDGED_AT)
