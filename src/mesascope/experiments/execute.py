@@ -12,7 +12,7 @@ from mesascope.config import SCHEMA, config_hash, to_json
 from mesascope.environment import describe_environment
 from mesascope.errors import InputError, StorageError, require
 from mesascope.experiments.base import Experiment, Plan, Profile, Trained
-from mesascope.files import read_json, write_json
+from mesascope.files import read_json, remove_unfinished, write_json
 from mesascope.report import Report, write_report
 from mesascope.runs.display import TrainingDisplay
 from mesascope.runs.engine import train_all
@@ -120,6 +120,8 @@ def _open_output(out: Path, identity: dict[str, object], resume: bool) -> float:
             raise InputError(f"out: {out} holds another experiment, profile or number of seeds; choose a new folder")
         if not resume:
             raise InputError(f"out: {out} is not empty; choose a new folder, or go on in it with --resume")
+        for place in (out, out / "figures", out / "tables"):
+            remove_unfinished(place)
         return seconds
     _remember_time(out, identity, 0.0)
     free = shutil.disk_usage(out).free
