@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 SOURCES := src tests
 
-.PHONY: quickstart test lint types unit unit-torch end-to-end test-browser reproduce-quick clean
+.PHONY: quickstart test lint types unit unit-torch end-to-end test-browser test-sanitized test-neon reproduce-quick clean
 
 quickstart: .venv/installed ## Train, measure and write the report; prints the claims and where the page is
 	$(BIN)/mesascope quickstart --out runs/quickstart --resume
@@ -34,6 +34,22 @@ test-browser: .venv/installed-dev ## Opens the report in a Chromium
 
 reproduce-quick: .venv/installed ## Every figure, with the reductions of the quick profile; goes on where it stopped
 	$(BIN)/mesascope reproduce all --profile quick --out runs/quick --resume
+
+# kernels without Python, at -O1 because the checks are many; cmake and a compiler are needed, .venv is not
+test-sanitized: ## The kernels under AddressSanitizer and UndefinedBehaviorSanitizer, then under ThreadSanitizer
+	cmake -S tests/native -B build/address -DMESASCOPE_OPTIMISATION=-O1 \
+		-DCMAKE_CXX_FLAGS="-g1 -fsanitize=address,undefined -fno-sanitize-recover=all"
+	cmake --build build/address
+	build/address/kernels_test
+	cmake -S tests/native -B build/thread -DMESASCOPE_OPTIMISATION=-O1 -DCMAKE_CXX_FLAGS="-g1 -fsanitize=thread"
+	cmake --build build/thread
+	TSAN_OPTIONS=halt_on_error=1 build/thread/kernels_test
+
+test-neon: ## The kernels for ARM, emulated; needs g++-aarch64-linux-gnu and qemu-user
+	cmake -S tests/native -B build/neon -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
+		-DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++
+	cmake --build build/neon
+	qemu-aarch64 -L /usr/aarch64-linux-gnu build/neon/kernels_test
 
 .venv/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

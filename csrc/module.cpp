@@ -9,18 +9,8 @@
 #include <string>
 #include <system_error>
 
-#include "kernels.h"
+#include "instruction_sets.h"
 #include "parallel.h"
-
-#define MESASCOPE_DECLARE(name) \
-  namespace name {              \
-  extern const mesascope::Table table; \
-  }
-#if defined(MESASCOPE_X86)
-MESASCOPE_DECLARE(mesascope_avx512)
-MESASCOPE_DECLARE(mesascope_avx2)
-#endif
-MESASCOPE_DECLARE(mesascope_baseline)
 
 namespace nb = nanobind;
 
@@ -32,33 +22,31 @@ using Array = nb::ndarray<T, nb::ndim<N>, nb::device::cpu>;
 template <class T, std::size_t N>
 using Optional = std::optional<Array<T, N>>;
 
-const Table& best_table() {
-#if defined(MESASCOPE_X86)
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512bw"))
-    return mesascope_avx512::table;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return mesascope_avx2::table;
-#endif
-  return mesascope_baseline::table;
+const Table* best_table() {
+  for (const InstructionSet& set : instruction_sets())
+    if (set.supported) return set.table;
+  throw std::logic_error("there is no build of the kernels for this processor");
 }
 
-const Table* active = &best_table();
+const Table* active = best_table();
 
-std::string instruction_set() { return std::string(active->name).substr(sizeof("mesascope_") - 1); }
+std::string instruction_set() { return InstructionSet{active, true}.name(); }
 
 void use_instruction_set(const std::string& name) {
-  for (const Table* each : {
-#if defined(MESASCOPE_X86)
-           &mesascope_avx512::table, &mesascope_avx2::table,
-#endif
-           &mesascope_baseline::table}) {
-    if (std::string(each->name) == "mesascope_" + name) {
-      active = each;
-      return;
-    }
+  for (const InstructionSet& set : instruction_sets()) {
+    if (set.name() != name) continue;
+    if (!set.supported) throw std::invalid_argument("instruction set: this processor does not have " + name);
+    active = set.table;
+    return;
   }
   throw std::invalid_argument("instruction set: " + name + " is not in this build");
+}
+
+// every instruction set of this build by its name: whether the processor has it
+nb::dict known_instruction_sets() {
+  nb::dict sets;
+  for (const InstructionSet& set : instruction_sets()) sets[nb::str(set.name().c_str())] = set.supported;
+  return sets;
 }
 
 // Heads of up to this size go one to a lane when there are enough of them to fill half a register
@@ -228,6 +216,7 @@ NB_MODULE(_kernels, module) {
   define<double>(module);
   module.def("mesa_saved_size_float", &mesa_saved_size<float>);
   module.def("mesa_saved_size_double", &mesa_saved_size<double>);
+  module.def("instruction_sets", &known_instruction_sets);
   module.def("instruction_set", &instruction_set);
   module.def("use_instruction_set", &use_instruction_set);
 }

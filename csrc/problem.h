@@ -48,7 +48,7 @@ struct MesaProblem {
   Operand<const T> q, k, v;
   Operand<const T> ridge;             // [B, 1, H, D]
   Operand<const T> write, log_forget; // [B, T, H], or absent
-  bool constant = false;
+  bool constant = false;              // with log_forget only: without it there is no difference but in time
   const T* matrix = nullptr;          // [B, H, D, D]: H_0^-1 instead of ridge, or C_0 if constant; or absent
   const T* association = nullptr;     // G_0 [B, H, Dv, D], or absent
   Operand<T> o;

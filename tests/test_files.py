@@ -5,6 +5,9 @@ import itertools
 import json
 import os
 import resource
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +16,7 @@ import pytest
 import torch
 
 from mesascope.errors import CheckpointError, StorageError
-from mesascope.files import read_json, read_tensors, write_atomically, write_json, write_tensors
+from mesascope.files import read_json, read_tensors, remove_unfinished, write_atomically, write_json, write_tensors
 
 TENSORS = {
     "weights": torch.linspace(-1, 3e-9, 12).reshape(3, 4),
@@ -87,6 +90,25 @@ def test_an_interrupted_write_leaves_no_temporary_file(tmp_path: Path, monkeypat
         write_atomically(path, "new")
     assert path.read_text() == "old"
     assert names(tmp_path) == {"file.txt"}
+
+
+def test_what_a_killed_process_leaves_is_removed(tmp_path: Path) -> None:
+    killed = """
+import os, signal, sys
+from pathlib import Path
+from mesascope.files import write_atomically
+os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
+write_atomically(Path(sys.argv[1]), bytes(1000))
+"""
+    path = tmp_path / "file.bin"
+    write_atomically(path, b"old")
+    (tmp_path / ".hidden").write_text("of somebody else")
+    assert subprocess.run([sys.executable, "-c", killed, path]).returncode == -signal.SIGKILL
+    assert len(names(tmp_path)) == 3
+    remove_unfinished(tmp_path)
+    assert names(tmp_path) == {"file.bin", ".hidden"}
+    assert path.read_bytes() == b"old"
+    remove_unfinished(tmp_path / "none")
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from mesascope.errors import CheckpointError, StorageError
 
+_UNFINISHED = ".unfinished"
+"""How the name of a file ends while it is written."""
 _HEADER = "mesascope"
 """The entry of a safetensors header that holds the metadata and the checksum."""
 
@@ -32,7 +34,7 @@ def write_atomically(
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_UNFINISHED)
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
@@ -47,6 +49,12 @@ def write_atomically(
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what writes into `folder` have left there whose process was killed; nothing may be writing into it."""
+    for path in folder.glob(f".*{_UNFINISHED}"):
+        path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -83,6 +83,15 @@ def test_a_file_is_not_touched(tmp_path: Path) -> None:
     assert contents(tmp_path) == {"notes.txt": b"precious"}
 
 
+def test_resuming_removes_what_a_killed_write_left(tmp_path: Path) -> None:
+    execute(fake_experiment(), tmp_path, workers=1)
+    left = [tmp_path / ".index.html.a1b2.unfinished", tmp_path / "figures" / ".one.svg.a1b2.unfinished"]
+    for path in left:
+        path.write_text("<html")
+    execute(fake_experiment(), tmp_path, workers=1, resume=True)
+    assert not any(path.exists() for path in left)
+
+
 def test_finished_folder_needs_resume_and_is_then_reused(tmp_path: Path) -> None:
     out = tmp_path / "out"
     first = execute(fake_experiment(), out, workers=1)

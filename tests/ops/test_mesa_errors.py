@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mesascope.errors import InputError
-from mesascope.ops import MesaState, mesa_attention, mesa_attention_map
+from mesascope.ops import MesaState, linear_attention, mesa_attention, mesa_attention_map, softmax_attention
 from mesascope.ops.mesa.approximate import (
     mesa_attention_chebyshev,
     mesa_attention_conjugate_gradients,
@@ -124,6 +124,22 @@ def test_shapes_must_fit() -> None:
         mesa_attention(X, X, X, RIDGE, log_forget=GATE[..., :1])
     with pytest.raises(InputError, match=r"write: got \(2, 3, 3\), .* \[B, T, H\] = \(2, 4, 3\)"):
         mesa_attention(X, X, X, RIDGE, write=GATE[:, 1:])
+
+
+@pytest.mark.parametrize("attend", [linear_attention, softmax_attention], ids=["linear", "softmax"])
+def test_linear_and_softmax_attention_read_nothing_beyond_their_operands(attend: Any) -> None:
+    with pytest.raises(InputError, match=r"q: got \(4, 3, 5\), but it must be of shape \[B, T, H, D\]"):
+        attend(X[0], X[0], X[0])
+    with pytest.raises(InputError, match=r"q: got \(2, 4, 3, 0\), .* D > 0"):
+        attend(X[..., :0], X[..., :0], X)
+    for k in (X[..., :4], X[:, :3], X[:1], X[:, :, :2]):
+        with pytest.raises(InputError, match=r"k: got \(.*\), .* the shape of q \(2, 4, 3, 5\)"):
+            attend(X, k, X)
+    for v in (X[:, :3], X[:1], X[:, :, :2], X[..., 0]):
+        with pytest.raises(InputError, match=r"v: got \(.*\), .* \[2, 4, 3, Dv\]"):
+            attend(X, X, v)
+    for empty in (X[:0], X[:, :0], X[:, :, :0]):
+        assert attend(empty, empty, empty[..., :2]).shape == (*empty.shape[:3], 2)
 
 
 def test_types_and_devices_must_agree() -> None:

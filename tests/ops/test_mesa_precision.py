@@ -4,10 +4,14 @@ Queries and keys have norm 1 where nothing else is said. Errors are root mean sq
 output and for the gradient of every operand.
 """
 
+import math
+
 import pytest
 import torch
 
-from mesascope.ops import mesa_attention
+from mesascope.errors import InputError
+from mesascope.ops import mesa_attention, native_available
+from mesascope.ops.mesa import causal_solve, native, recursive
 
 from .mesa_cases import FAST, REGULARIZERS, Case, Operands, draw, relative
 
@@ -81,6 +85,48 @@ def test_no_drift_of_the_chunks_against_the_definition() -> None:
     operands = normalised(Case((1, 5000, 1, 4, 4)), 1.0)
     for name, found in operands.run("chunked").items():
         assert relative(found, operands.run("reference")[name]) <= 1e-12
+
+
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_off_by_its_rounding(dtype: torch.dtype, backend: str) -> None:
+    """The results are rounded, by at most this; the gradient of a ridge in float32 is not."""
+    rounding = torch.finfo(dtype).eps / 2
+    operands = normalised(Case((1, 224, 2, 20, 20)), 1.0).to(dtype)
+    operands = Operands(**{**vars(operands), "ridge": operands.ridge.float()})
+    exact = operands.to(torch.float64)
+    truth = {"output": exact.run("reference")["output"], **exact.gradients("reference", through=("output",))}
+    half = operands.with_gradients()
+    output = half.run(backend)["output"]
+    cotangent = torch.autograd.grad(exact.loss({"output": output.double()}), output)[0]
+    gradients = torch.autograd.grad(output, [half.q, half.k, half.v, half.ridge], cotangent)
+    found = {"output": output, **dict(zip(("q", "k", "v", "ridge"), gradients, strict=True))}
+    for name, value in found.items():
+        assert relative(value, truth[name]) <= (1e-5 if name == "ridge" else rounding), name
+
+
+def test_chunks_end_before_they_decay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the least sum of log_forget is for: with more forgotten in a chunk, a solve in float32 is refused."""
+    operands = normalised(Case((1, 1000, 1, 64, 64), "initial", "forget"), 1.0)
+    operands = Operands(**{**vars(operands), "log_forget": (2 * operands.log_forget).float().double()})
+    monkeypatch.setattr(causal_solve, "_REFINEMENTS", 0)
+    exact = operands.run("reference")["output"]
+    assert relative(operands.to(torch.float32).run("chunked")["output"], exact) <= 1e-3
+    monkeypatch.setattr(recursive, "_MOST_FORGOTTEN", -8.0)
+    with pytest.raises(InputError, match="log_forget: so much was forgotten"):
+        operands.to(torch.float32).run("chunked")
+
+
+@pytest.mark.skipif(not native_available(), reason="decided for compiled kernels only")
+def test_large_gains_are_computed_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the largest gain of the native kernels is for: beyond it float32 would lose the promised digits."""
+    for ridge, needed in ((0.1, False), (0.01, True)):
+        operands = normalised(Case((1, 224, 2, 20, 20)), ridge)
+        promised = 1e-4 if needed else 1e-5
+        assert errors(operands, "native")["k"] <= promised
+        with monkeypatch.context() as patch:
+            patch.setitem(native._LARGEST_GAIN, torch.float32, math.inf)
+            assert (errors(operands, "native")["k"] > promised) == needed
 
 
 @pytest.mark.parametrize("backend", FAST)

@@ -11,7 +11,7 @@ from torch import Tensor
 from mesascope.errors import InputError
 from mesascope.ops import MesaState, mesa_attention, mesa_attention_map, native_available
 
-from .mesa_cases import FAST
+from .mesa_cases import BACKENDS, FAST
 
 X = torch.ones(2, 4, 3, 5)
 RIDGE = torch.ones(3)
@@ -126,6 +126,18 @@ def test_a_gradient_that_is_not_finite_passes_through(regularizer: str) -> None:
         assert not bool(dq[:, 3].isfinite().any())
         assert torch.equal(dq[:, [0, 1, 2, 4, 5]], good[:, [0, 1, 2, 4, 5]])
         assert not bool(dk[:, :4].isfinite().any())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_final_state_that_overflows_is_an_error(backend: str) -> None:
+    """Zero keys, so that H_T^-1 = exp(100) / ridge is exact: there is no such number in float32, but in float64."""
+    q, v = torch.ones(1, 2, 1, 3), torch.ones(1, 2, 1, 2)
+    given = {"log_forget": torch.full((1, 2, 1), -50.0), "return_state": True, "backend": backend}
+    with pytest.raises(InputError, match=r'(state: it has overflowed in torch.float32|log_forget).*"constant"'):
+        mesa_attention(q, torch.zeros_like(q), v, torch.ones(1), **given)
+    given["log_forget"] = given["log_forget"].double()
+    _, state = mesa_attention(q.double(), torch.zeros_like(q).double(), v.double(), torch.ones(1).double(), **given)
+    torch.testing.assert_close(state.matrix[0, 0], math.exp(100) * torch.eye(3, dtype=torch.float64))
 
 
 def test_a_state_that_overflows_is_an_error() -> None:

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from mesascope.errors import InputError
 from mesascope.nn.attention import MesaAttention
-from mesascope.ops import MesaState, mesa_attention, mesa_attention_map
+from mesascope.ops import MesaState, linear_attention, mesa_attention, mesa_attention_map, softmax_attention
 
 from .mesa_cases import BACKENDS, REGULARIZERS, Case, Operands, draw, relative
 
@@ -59,6 +60,39 @@ def test_vmap_and_grad_in_either_order(regularizer: str, backend: str) -> None:
     assert relative(per_sample, each) <= 1e-12
     total = torch.func.grad(lambda k: torch.vmap(loss, (0, None))(stacked, k).sum())(others[0])
     assert relative(total, each.sum(0)) <= 1e-12
+
+
+def test_auto_takes_the_chunks_where_torch_func_transforms() -> None:
+    _, (q, k, v, ridge, *_), _ = case("initial")
+    stacked = torch.stack([k, 0.9 * k])
+
+    def loss(k: Tensor, backend: str) -> Tensor:
+        return mesa_attention(q, k, v, ridge, backend=backend).square().sum()
+
+    for transformed, operand in (
+        (torch.vmap, stacked),
+        (torch.func.grad, k),
+        (lambda function: torch.vmap(torch.func.grad(function)), stacked),
+    ):
+        found, expected = (transformed(partial(loss, backend=name))(operand) for name in ("auto", "chunked"))
+        assert torch.equal(found, expected)
+        with pytest.raises(InputError, match=r"backend: got 'native', .*(not inside torch.vmap|no compiled kernels)"):
+            transformed(partial(loss, backend="native"))(operand)
+
+
+@pytest.mark.parametrize("attend", [linear_attention, softmax_attention], ids=["linear", "softmax"])
+def test_linear_and_softmax_attention_transform(attend: Callable[..., Tensor]) -> None:
+    _, (q, k, v, *_), _ = case("initial")
+    stacked, weights = torch.stack([k, -k]), torch.randn(v.shape, dtype=torch.float64)
+
+    def loss(k: Tensor) -> Tensor:
+        return (attend(q, k, v) * weights).sum()
+
+    each = [row.clone().requires_grad_() for row in stacked]
+    losses = [loss(row) for row in each]
+    assert relative(torch.vmap(loss)(stacked), torch.stack(losses)) <= 1e-12
+    gradients = torch.stack(torch.autograd.grad(sum(losses), each))
+    assert relative(torch.vmap(torch.func.grad(loss))(stacked), gradients) <= 1e-12
 
 
 def test_vmap_of_a_jacobian() -> None:

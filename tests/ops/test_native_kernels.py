@@ -1,4 +1,4 @@
-"""The compiled kernels themselves: both layouts, the active and the baseline instruction set, any number of threads."""
+"""The compiled kernels themselves: both layouts, every instruction set there is, any number of threads."""
 
 from collections.abc import Iterator
 
@@ -19,14 +19,28 @@ pytestmark = pytest.mark.skipif(KERNELS is None, reason="this run is without com
 SHAPES = [(3, 21, 7, 5, 6), (1, 50, 16, 20, 20), (2, 35, 1, 33, 17), (1, 17, 2, 64, 64), (1, 9, 3, 1, 2)]
 
 
-@pytest.fixture(params=["active", "baseline"])
+INSTRUCTION_SETS = {} if KERNELS is None else KERNELS.instruction_sets()
+
+
+@pytest.fixture(params=[name for name, supported in INSTRUCTION_SETS.items() if supported])
 def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
     assert KERNELS is not None
     before = KERNELS.instruction_set()
-    name = before if request.param == "active" else "baseline"
-    KERNELS.use_instruction_set(name)
-    yield name
+    KERNELS.use_instruction_set(request.param)
+    yield request.param
     KERNELS.use_instruction_set(before)
+
+
+def test_the_best_instruction_set_is_chosen_and_none_that_the_processor_lacks() -> None:
+    assert KERNELS is not None
+    before = KERNELS.instruction_set()
+    assert before == next(name for name, supported in INSTRUCTION_SETS.items() if supported)
+    assert INSTRUCTION_SETS["baseline"]
+    for name, supported in {**INSTRUCTION_SETS, "mmx": False}.items():
+        if not supported:
+            with pytest.raises(ValueError, match=f"instruction set: .*{name}"):
+                KERNELS.use_instruction_set(name)
+            assert KERNELS.instruction_set() == before
 
 
 @pytest.mark.parametrize("layout", ["lanes", "columns"])

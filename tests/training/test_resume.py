@@ -74,6 +74,21 @@ def test_resuming_starts_at_the_checkpoint(tmp_path: Path) -> None:
     assert steps == list(range(31, 61))
 
 
+def test_resuming_removes_what_a_killed_write_left(tmp_path: Path) -> None:
+    def stop(progress: Progress) -> None:
+        if progress.step == 40:
+            raise StopTrainingError
+
+    with pytest.raises(StopTrainingError):
+        train(tiny.HYBRID, tmp_path, stop)
+    left = [tmp_path / ".checkpoint.safetensors.a1b2c3d4.unfinished", tmp_path / "snapshots" / ".x.1_2.unfinished"]
+    for path in left:
+        path.write_bytes(b"half a file")
+    train(tiny.HYBRID, tmp_path)
+    assert not any(path.exists() for path in left)
+    assert not list(tmp_path.rglob(".*"))
+
+
 def test_seconds_go_on_after_a_resume(tmp_path: Path) -> None:
     def stop(progress: Progress) -> None:
         time.sleep(0.01)

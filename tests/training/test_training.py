@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mesascope.errors import CheckpointError, DivergenceError, InputError, StorageError
 from mesascope.files import read_json, read_tensors
-from mesascope.nn import Linear, Mesa
+from mesascope.nn import ForgetGate, Linear, Mesa, MixedKey, Softmax, WriteGate
 from mesascope.training import loop
 from mesascope.training.config import ClipGradNorm, ClipGradValue, ConstantRate, TrainingConfig
 from mesascope.training.loop import Progress, TrainingState, load_config, load_metrics, load_model, train
@@ -44,10 +44,15 @@ def test_training_reduces_the_loss(tmp_path: Path) -> None:
     assert metrics[-1]["train_loss"] < 0.8 * metrics[0]["test_loss"]
 
 
+GATED = Mesa(key_shift=MixedKey(), forget=ForgetGate(), write=WriteGate())
+NOT_DECAYED = ("raw_ridge", "raw_share", "gate.b")
+
+
 @pytest.mark.parametrize("decay", [0.0, 0.5])
-def test_updates_are_those_of_adamw_without_decay_of_the_ridge(decay: float) -> None:
+def test_updates_are_those_of_adamw_with_decay_of_weights_only(decay: float) -> None:
     """Three steps against the formulas of arXiv 1711.05101, Algorithm 2, in float64."""
     config = tiny.varied(tiny.HYBRID, weight_decay=decay, betas=(0.8, 0.95), epsilon=1e-6, gradient_clip=None)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, attention=(Softmax(), GATED)))
     state = TrainingState(config)
     state.model.double()
     own = copy.deepcopy(state.model)
@@ -66,9 +71,9 @@ def test_updates_are_those_of_adamw_without_decay_of_the_ridge(decay: float) -> 
                 direction = (first[name] / (1 - 0.8 ** (step + 1))) / (
                     (second[name] / (1 - 0.95 ** (step + 1))).sqrt() + 1e-6
                 )
-                shrink = 0.0 if name.endswith("raw_ridge") else rate * decay
+                shrink = 0.0 if name.endswith(NOT_DECAYED) else rate * decay
                 parameter.copy_((1 - shrink) * parameter - rate * direction)
-    assert any(name.endswith("raw_ridge") for name in first)
+    assert sum(name.endswith(NOT_DECAYED) for name in first) == 4
     for name, parameter in state.model.named_parameters():
         torch.testing.assert_close(parameter, own.get_parameter(name), rtol=1e-9, atol=1e-12)
 

@@ -11,7 +11,7 @@ from mesascope.config import SCHEMA, config_hash, to_json
 from mesascope.environment import describe_environment
 from mesascope.errors import InputError, StorageError
 from mesascope.experiments.base import Experiment, Plan, Profile, Trained
-from mesascope.files import read_json, write_json
+from mesascope.files import read_json, remove_unfinished, write_json
 from mesascope.report import Report, write_report
 from mesascope.runs import RunStore, makespan
 
@@ -82,7 +82,9 @@ class Job:
         return Outcome(self.folder / "index.html", self._stored_claims(), seconds)
 
     def open(self) -> None:
-        """Make the folder this job's own."""
+        """Make the folder this job's own, without what killed writes have left in it."""
+        for place in (self.folder, self.folder / "figures", self.folder / "tables"):
+            remove_unfinished(place)
         write_json(self.folder / MANIFEST, self.identity)
 
     def report(self, store: RunStore, workers: int) -> Outcome:

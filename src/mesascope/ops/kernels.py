@@ -7,6 +7,7 @@ import os
 from functools import cache
 from importlib import import_module
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,9 +28,21 @@ def native_kernels() -> ModuleType | None:
         return None
 
 
+def transforms() -> list[Any]:
+    """Which transforms of torch.func, such as vmap and grad, the caller is inside of; none while it is compiled."""
+    if torch.compiler.is_compiling():
+        return []
+    return [transform.key() for transform in torch._C._functorch.get_interpreter_stack() or ()]
+
+
 def computable(*operands: Tensor) -> bool:
-    """Whether the kernels take these operands: on the CPU, all float32 or all float64, none of them empty."""
+    """Whether the kernels take these operands: on the CPU, all float32 or all float64, none of them empty.
+
+    torch.vmap may map them, but torch.func.grad and its kin cannot differentiate operators.
+    """
     first = operands[0]
+    if any(transform != torch._C._functorch.TransformType.Vmap for transform in transforms()):
+        return False
     return first.dtype in (torch.float32, torch.float64) and all(
         operand.device.type == "cpu" and operand.dtype == first.dtype and operand.numel() > 0 for operand in operands
     )

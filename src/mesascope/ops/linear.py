@@ -7,7 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mesascope.ops.kernels import computable, native_kernels
+from mesascope.ops.kernels import computable, native_kernels, transforms
+from mesascope.ops.operands import check_shapes
 
 
 def linear_attention_map(
@@ -27,12 +28,18 @@ def linear_attention(
     With keys x_{t-1}, values x_t and queries x_t this is one gradient step on in-context least squares
     (arXiv 2309.05858, Proposition 1). Exact in the dtype of its inputs and differentiable once. On a CPU the native
     kernels compute it in O(T) time and memory; elsewhere the masked product is formed, O(T^2) per head.
+
+    Raises:
+        InputError: the shapes do not fit.
     """
+    check_shapes(q, k, v)
     if native_kernels() is not None and computable(q, k, v):
         from mesascope.ops.native import native_linear_attention
 
         native: Tensor = native_linear_attention(q, k, v)
         return native
+    if transforms():
+        return (linear_attention_map(q, k) @ v.transpose(1, 2)).transpose(1, 2)
     return linear_attention_product(q, k, v)
 
 

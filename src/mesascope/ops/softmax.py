@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mesascope.ops.kernels import computable, native_kernels
+from mesascope.ops.operands import check_shapes
 
 _LONGEST_NATIVE, _LARGEST_NATIVE_HEAD, _FEWEST_NATIVE_HEADS = 512, 128, 4
 """Up to this length and size, and from this many heads of all rows on, the native kernel was faster on two cores than
@@ -25,7 +26,11 @@ def softmax_attention(
     """Causal softmax attention including the diagonal, `[B, T, H, D] -> [B, T, H, Dv]`.
 
     Differentiable once by the native kernels, which compute short sequences on a CPU.
+
+    Raises:
+        InputError: the shapes do not fit.
     """
+    check_shapes(q, k, v)
     batch, time, heads, size = q.shape
     small = time <= _LONGEST_NATIVE and max(size, v.shape[-1]) <= _LARGEST_NATIVE_HEAD
     if small and batch * heads >= _FEWEST_NATIVE_HEADS and native_kernels() is not None and computable(q, k, v):

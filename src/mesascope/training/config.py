@@ -91,7 +91,7 @@ class TrainingConfig:
         batch_size: sequences per step.
         micro_batch: sequences per forward and backward pass; the gradients of a step are summed over them. The result
             is the same up to rounding; small passes stay in the processor's cache and need less memory.
-        weight_decay: AdamW's decoupled decay, of everything but the ridges of mesa layers.
+        weight_decay: AdamW's decoupled decay; not of the ridges, key shifts and biases of gates of mesa layers.
         betas: AdamW's decay rates of the two moments.
         epsilon: AdamW's term that keeps denominators from 0.
         gradient_clip: how gradients are clipped, or None.

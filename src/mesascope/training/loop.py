@@ -22,7 +22,7 @@ from torch import Tensor
 from mesascope.config import SCHEMA, from_json, to_json
 from mesascope.environment import describe_environment
 from mesascope.errors import CheckpointError, DivergenceError, InputError
-from mesascope.files import read_json, read_tensors, write_atomically, write_json, write_tensors
+from mesascope.files import read_json, read_tensors, remove_unfinished, write_atomically, write_json, write_tensors
 from mesascope.nn.transformer import Transformer
 from mesascope.predictor import half_squared_error
 from mesascope.tasks.sequences import Sequences
@@ -77,6 +77,8 @@ def train(config: TrainingConfig, folder: Path, on_progress: Callable[[Progress]
     if (folder / "weights.safetensors").exists():
         return load_model(folder)
     require_memory(config)
+    for place in (folder, folder / "snapshots"):
+        remove_unfinished(place)
     torch.set_num_threads(config.threads)
     state = TrainingState(config)
     if (folder / "checkpoint.safetensors").exists():
@@ -172,6 +174,10 @@ def load_metrics(folder: Path) -> list[dict[str, float]]:
         raise CheckpointError(f"{path}: cannot be read ({error}); delete its folder to start again") from error
 
 
+_NOT_DECAYED = ("raw_ridge", "raw_share", "forget_gate.b", "write_gate.b")
+"""How the names of parameters end that are not decayed: at 0 a ridge is 0.69 and a gate half open."""
+
+
 class TrainingState:
     """All that changes from step to step: weights, optimiser, random state and the losses since the last evaluation."""
 
@@ -180,9 +186,9 @@ class TrainingState:
         self.model = Transformer(config.model, stream(config.seed, "weights"))
         self.generator = stream(config.seed, "train")
         named = dict(self.model.named_parameters())
-        ridges = [parameter for name, parameter in named.items() if name.endswith("raw_ridge")]
-        others = [parameter for name, parameter in named.items() if not name.endswith("raw_ridge")]
-        groups: list[dict[str, Any]] = [{"params": others}, {"params": ridges, "weight_decay": 0.0}]
+        kept = [parameter for name, parameter in named.items() if name.endswith(_NOT_DECAYED)]
+        others = [parameter for name, parameter in named.items() if not name.endswith(_NOT_DECAYED)]
+        groups: list[dict[str, Any]] = [{"params": others}, {"params": kept, "weight_decay": 0.0}]
         self.optimiser = torch.optim.AdamW(
             [group for group in groups if group["params"]],
             betas=config.betas,

@@ -106,8 +106,8 @@ def mesa_attention(
     could not, as "chunked".
 
     Under torch.compile the op is not fused: it breaks the graph and runs as it is. Under torch.autocast it computes in
-    float32. torch.vmap and torch.func.grad work on "reference" and "chunked"; under vmap values are not checked, but a
-    failing solve is still an error of "chunked". Forward-mode differentiation raises torch's own error.
+    float32. Inside torch.vmap and torch.func.grad "auto" is chunked and "native" an error; under vmap values are not
+    checked, but a failing solve is still an error of "chunked". Forward-mode differentiation raises torch's own error.
 
     Raises:
         InputError: shapes, types, devices or values are not as above, or the problem is singular in this dtype: the
@@ -188,7 +188,10 @@ def _attend(
         start = MesaState.initial(ridge, **sizes, regularizer=regularizer) if state is None else state
         return operands.empty_output(), start if return_state else None
     with _full_precision(q.device):
-        return attend(case)
+        output, final = attend(case)
+    if final is not None:
+        final.require_finite()
+    return output, final
 
 
 def _full_precision(device: torch.device) -> AbstractContextManager[Any]:

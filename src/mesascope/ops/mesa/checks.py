@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from mesascope.errors import InputError, require, suggest
+from mesascope.ops.kernels import transforms
 from mesascope.ops.mesa.problem import Regularizer
+from mesascope.ops.operands import check_shapes
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -58,11 +60,8 @@ def prepare(
     Raises:
         InputError: names the operand, what it is and what is allowed.
     """
-    require(q.dim() == 4 and q.shape[-1] > 0, "q", tuple(q.shape), "of shape [B, T, H, D] with D > 0")
-    require(k.shape == q.shape, "k", tuple(k.shape), f"of the shape of q {tuple(q.shape)}")
-    batch, time, heads, d = q.shape
-    fits = v.dim() == 4 and v.shape[:3] == q.shape[:3]
-    require(fits, "v", tuple(v.shape), f"of shape [{batch}, {time}, {heads}, Dv]")
+    check_shapes(q, k, v)
+    batch, _, heads, d = q.shape
     for name, gate in (("log_forget", log_forget), ("write", write)):
         if gate is not None:
             require(gate.shape == q.shape[:3], name, tuple(gate.shape), f"of shape [B, T, H] = {tuple(q.shape[:3])}")
@@ -136,10 +135,7 @@ def check_cu_seqlens(cu_seqlens: Tensor, q: Tensor) -> list[int]:
 
 def tracing() -> bool:
     """Whether values are unknown: inside torch.compile or torch.vmap."""
-    if torch.compiler.is_compiling():
-        return True
-    transforms = torch._C._functorch.get_interpreter_stack() or ()
-    return any(transform.key() == torch._C._functorch.TransformType.Vmap for transform in transforms)
+    return torch.compiler.is_compiling() or torch._C._functorch.TransformType.Vmap in transforms()
 
 
 def _broadcasts(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:

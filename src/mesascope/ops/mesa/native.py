@@ -14,6 +14,7 @@ from mesascope.errors import InputError
 from mesascope.ops.kernels import computable, native_kernels
 from mesascope.ops.mesa import chunked
 from mesascope.ops.mesa.case import Case
+from mesascope.ops.mesa.checks import tracing
 from mesascope.ops.mesa.gated import remaining_at_end
 from mesascope.ops.mesa.native_operators import mesa_forward
 from mesascope.ops.mesa.problem import LARGEST_RESIDUAL, Regularizer
@@ -26,8 +27,8 @@ def available() -> bool:
 
 
 def supports(case: Case) -> bool:
-    """Whether the kernels compute this case: operands on the CPU."""
-    return computable(case.q, case.k)
+    """Whether the kernels compute this case: operands on the CPU whose values are known."""
+    return computable(case.q, case.k) and not tracing()
 
 
 @torch.no_grad()
@@ -38,7 +39,8 @@ def _usable(state: MesaState) -> bool:
 
 _LARGEST_GAIN = {torch.float32: 32.0, torch.float64: 1e5}
 """|k|^2 write / ridge of one token, with which the first inverses and their rounding grow, up to which each dtype keeps
-its promise. In float32 the gradient of the keys had an error of 1.7e-4 at 100 and below 1e-5 at 10."""
+its promise. In float32 the gradient of the keys has an error above 1e-4 at 100 and below 1e-5 at 10: see
+`test_large_gains_are_computed_in_float64`."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,10 @@ def attend(case: Case) -> tuple[Tensor, MesaState | None]:
     """
     q, k, v, ridge, log_forget, write, regularizer, state, return_state = case
     if not supports(case):
-        raise InputError(f"backend: got 'native', but the kernels compute on the CPU and q is on {q.device}")
+        raise InputError(
+            f"backend: got 'native', but the kernels compute on the CPU (q is on {q.device}), not inside torch.vmap "
+            'or torch.func.grad; use backend="chunked" or "auto"'
+        )
     if state is not None and not _usable(state):
         return chunked.attend(case)
     single = k.dtype == torch.float32

@@ -122,10 +122,16 @@ class MesaState:
             require(tensor.shape == shape, f"state.{name}", tuple(tensor.shape), f"of shape {shape}")
             require(tensor.dtype == k.dtype, f"state.{name}", tensor.dtype, f"{k.dtype}, the type to compute in")
             require(tensor.device == k.device, f"state.{name}", str(tensor.device), f"on the device of k ({k.device})")
-            if not tracing():
-                # a finite sum has finite terms only; one that is not finite may have overflowed
-                finite = bool(tensor.detach().sum().isfinite()) or bool(tensor.detach().isfinite().all())
-                require(finite, f"state.{name}", "values that are NaN or infinite", "finite")
+            require(_finite(tensor), f"state.{name}", "values that are NaN or infinite", "finite")
+
+    def require_finite(self) -> None:
+        """Raise an error if what was computed does not fit into the number range."""
+        if not (_finite(self.matrix) and _finite(self.association)):
+            raise InputError(
+                f"state: it has overflowed in {self.matrix.dtype}, because forgetting wound up its inverse in "
+                'directions that no key excites, or keys and values are too large; use regularizer="constant", forget '
+                "less, smaller operands or float64"
+            )
 
     def detach(self) -> "MesaState":
         """The same state, through which no gradient flows."""
@@ -189,6 +195,13 @@ def _solve(matrix: Tensor, q: Tensor) -> Tensor:
             f"{LARGEST_RESIDUAL:g} is allowed); use a larger ridge, smaller keys or float64"
         )
     return solved
+
+
+def _finite(tensor: Tensor) -> bool:
+    """Whether all values are finite, or not known because the function is traced."""
+    # a finite sum has finite terms only; one that is not finite may have overflowed
+    known = tensor.detach()
+    return tracing() or bool(known.sum().isfinite()) or bool(known.isfinite().all())
 
 
 def _times(matrix: Tensor, vector: Tensor) -> Tensor:

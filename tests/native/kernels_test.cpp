@@ -1,0 +1,255 @@
+// The kernels against loops in double: every instruction set of this processor, both number types, both layouts, with
+// operands anywhere in memory and any number of threads. Prints one line for each table of kernels; fails on the first
+// result that is wrong, that was not written, or that was written where it does not belong.
+#include <cstdio>
+#include <cstdlib>
+#include <optional>
+#include <stdexcept>
+#include <string>
+
+#include "instruction_sets.h"
+#include "naive.h"
+#include "parallel.h"
+#include "tensor.h"
+
+using namespace mesascope;
+
+namespace {
+
+constexpr Sizes shapes[] = {{3, 1, 5, 2, 3},  {2, 6, 2, 1, 1},   {2, 5, 3, 4, 2},   {3, 21, 7, 5, 6},
+                            {1, 8, 16, 3, 9}, {2, 34, 9, 20, 20}, {1, 50, 1, 33, 17}};
+constexpr Memory memories[] = {Memory::contiguous, Memory::heads_first, Memory::time_last, Memory::gaps,
+                               Memory::shared_rows};
+constexpr int thread_counts[] = {1, 2, 5};
+
+struct Gates {
+  bool write, forget;
+  double deepest;  // the most negative log_forget that is drawn
+  bool constant;
+};
+constexpr Gates all_gates[] = {{false, false, 0, false}, {true, false, 0, false},  {false, true, -0.1, false},
+                               {true, true, -0.1, false}, {true, true, -0.4, false}, {false, true, -0.1, true},
+                               {true, true, -0.1, true},  {true, true, -60, true}};
+
+std::mt19937_64 random_numbers(0);
+double normal() { return std::normal_distribution<double>()(random_numbers); }
+double uniform(double low, double high) { return std::uniform_real_distribution<double>(low, high)(random_numbers); }
+
+// What is being tested, for the message of a failure, and the worst error so far.
+struct Report {
+  std::string place;
+  double limit, worst = 0;
+  long results = 0;
+
+  template <class T>
+  void check(const char* name, const Tensor<T>& found, const Vector& expected) {
+    double error = 0, size = 0;
+    std::size_t index = 0;
+    found.each([&](T value) {
+      error += std::pow(value - expected.at(index), 2);
+      size += std::pow(expected[index++], 2);
+    });
+    // the kernels let a token keep exp(-40) of what it forgets entirely, which is nothing beside anything else
+    error = std::sqrt(error) / std::max(std::sqrt(size), 1e-12);
+    if (!(error <= limit) || index != expected.size() || found.untouched() != found.gaps()) {
+      std::printf("FAILED %s: %s has a relative error of %g, %g is allowed; %ld of %ld numbers are NaN\n", place.c_str(),
+                  name, error, limit, long(found.untouched()), long(found.gaps()));
+      std::exit(1);
+    }
+    worst = std::max(worst, error), ++results;
+  }
+};
+
+Memory output_memory(Memory memory) { return memory == Memory::shared_rows ? Memory::contiguous : memory; }
+
+template <class T>
+struct Operands {
+  Tensor<T> q, k, v, g;  // keys of norm 1, about
+  Operands(const Sizes& size, Memory memory)
+      : q({size.batch, size.time, size.heads, size.dim}, memory, normal),
+        k({size.batch, size.time, size.heads, size.dim}, memory, [&] { return normal() / std::sqrt(double(size.dim)); }),
+        v({size.batch, size.time, size.heads, size.dim_v}, memory, normal),
+        g({size.batch, size.time, size.heads, size.dim_v}, memory, normal) {}
+};
+
+template <class T>
+struct Gradients {
+  Tensor<T> dq, dk, dv;
+  Gradients(const Sizes& size, Memory memory)
+      : dq({size.batch, size.time, size.heads, size.dim}, memory),
+        dk({size.batch, size.time, size.heads, size.dim}, memory),
+        dv({size.batch, size.time, size.heads, size.dim_v}, memory) {}
+
+  void check(Report& report, const Results& expected) const {
+    report.check("dq", dq, expected.dq), report.check("dk", dk, expected.dk), report.check("dv", dv, expected.dv);
+  }
+};
+
+template <class T, class Problem>
+void run(const KernelSet<T>& set, const Kernel<Problem>& kernel, const Problem& problem, int threads) {
+  run_groups(kernel, problem, (problem.size.all_heads() + set.heads_per_group - 1) / set.heads_per_group, threads);
+}
+
+template <class T>
+void test_linear(const KernelSet<T>& set, const Sizes& size, Memory memory, int threads, Report& report) {
+  const Operands<T> operands(size, memory);
+  const Tensor<T> o({size.batch, size.time, size.heads, size.dim_v}, output_memory(memory));
+  const Gradients<T> gradients(size, output_memory(memory));
+  LinearProblem<T> problem;
+  problem.size = size, problem.q = operands.q, problem.k = operands.k, problem.v = operands.v;
+  problem.o = o, problem.g = operands.g;
+  problem.dq = gradients.dq, problem.dk = gradients.dk, problem.dv = gradients.dv;
+  run(set, set.linear_forward, problem, threads);
+  run(set, set.linear_backward, problem, threads);
+  const Results expected = naive_linear(problem);
+  report.check("o", o, expected.o);
+  gradients.check(report, expected);
+}
+
+template <class T>
+void test_softmax(const KernelSet<T>& set, const Sizes& size, Memory memory, int threads, Report& report) {
+  const Operands<T> operands(size, memory);
+  const Tensor<T> o({size.batch, size.time, size.heads, size.dim_v}, output_memory(memory));
+  const Tensor<T> normaliser({size.batch, size.time, size.heads, 2}, output_memory(memory));
+  const Gradients<T> gradients(size, output_memory(memory));
+  SoftmaxProblem<T> problem;
+  problem.size = size, problem.q = operands.q, problem.k = operands.k, problem.v = operands.v;
+  problem.scale = T(1 / std::sqrt(double(size.dim)));
+  problem.o = o, problem.normaliser = normaliser, problem.g = operands.g;
+  problem.dq = gradients.dq, problem.dk = gradients.dk, problem.dv = gradients.dv;
+  run(set, set.softmax_forward, problem, threads);
+  run(set, set.softmax_backward, problem, threads);
+  const Results expected = naive_softmax(problem);
+  report.check("o", o, expected.o), report.check("normaliser", normaliser, expected.normaliser);
+  gradients.check(report, expected);
+}
+
+// A A^T + I / 2 for every head, [B, H, D, D]: positive definite
+template <class T>
+Tensor<T> definite(const Sizes& size) {
+  const Index dim = size.dim;
+  Tensor<T> result({size.batch, size.heads, dim, dim}, Memory::contiguous);
+  for (Index head = 0; head < size.all_heads(); ++head) {
+    Matrix product(dim, dim);
+    for (Index d = 0; d < dim; ++d) product(d, d) = 0.5;
+    for (Index d = 0; d < dim; ++d) {
+      Vector column(dim);
+      for (double& value : column) value = normal() / std::sqrt(double(dim));
+      product.add_outer(1, column, column);
+    }
+    for (Index i = 0; i < dim * dim; ++i) result.data()[head * dim * dim + i] = T(product.data[i]);
+  }
+  return result;
+}
+
+template <class T>
+void test_mesa(const KernelSet<T>& set, const Sizes& size, Memory memory, const Gates& gates, bool with_state,
+               bool shared_ridge, int threads, Report& report) {
+  const auto [batch, time, heads, dim, dim_v] = size;
+  const Shape tokens{batch, time, heads, 1};
+  const Operands<T> operands(size, memory);
+  const Memory ridge_memory = shared_ridge ? Memory::shared_rows : Memory::contiguous;
+  const Tensor<T> ridge({batch, 1, heads, dim}, ridge_memory, [] { return uniform(0.5, 2); });
+  const Tensor<T> write(tokens, memory, [] { return std::max(0.0, uniform(-0.3, 2)); });
+  const Tensor<T> log_forget(tokens, memory, [&] { return uniform(gates.deepest, 0); });
+  const Tensor<T> matrix = definite<T>(size);
+  const Tensor<T> association({batch, heads, dim_v, dim}, Memory::contiguous, normal);
+  const bool gated = gates.write || gates.forget;
+
+  const Memory out = output_memory(memory);
+  const Tensor<T> o({batch, time, heads, dim_v}, out);
+  const Tensor<T> final_matrix({batch, heads, dim, dim}, Memory::contiguous);
+  const Tensor<T> final_association({batch, heads, dim_v, dim}, Memory::contiguous);
+  const Gradients<T> gradients(size, out);
+  const Tensor<T> dridge({batch, heads, 1, dim}, Memory::contiguous), dwrite(tokens, out), penalty(tokens, out);
+  const Tensor<T> dassociation({batch, heads, dim_v, dim}, Memory::contiguous);
+  const Tensor<T> pairs({batch, heads, dim, dim}, Memory::contiguous);
+  const Index groups = (size.all_heads() + set.heads_per_group - 1) / set.heads_per_group;
+  const AlignedMemory saved(groups * set.saved(size) * Index(sizeof(T)));
+
+  MesaProblem<T> problem;
+  problem.size = size, problem.q = operands.q, problem.k = operands.k, problem.v = operands.v, problem.ridge = ridge;
+  if (gates.write) problem.write = write;
+  if (gates.forget) problem.log_forget = log_forget;
+  problem.constant = gates.constant;
+  if (with_state) problem.matrix = matrix.data(), problem.association = association.data();
+  problem.o = o;
+
+  // without anything for the backward pass, then with it
+  run(set, set.mesa_forward, problem, threads);
+  const Vector output = naive_mesa(problem).o;
+  report.check("o alone", o, output);
+  problem.saved = static_cast<T*>(saved.data());
+  problem.final_matrix = final_matrix.data(), problem.final_association = final_association.data();
+  run(set, set.mesa_forward, problem, threads);
+  problem.g = operands.g;
+  problem.dq = gradients.dq, problem.dk = gradients.dk, problem.dv = gradients.dv, problem.dridge = dridge.data();
+  if (gated) problem.dwrite = dwrite;
+  if (gates.constant) problem.penalty = penalty;
+  if (with_state) problem.dassociation = dassociation.data(), problem.pairs = pairs.data();
+  run(set, set.mesa_backward, problem, threads);
+
+  const Results expected = naive_mesa(problem);
+  report.check("o", o, expected.o);
+  report.check("final matrix", final_matrix, expected.final_matrix);
+  report.check("final association", final_association, expected.final_association);
+  gradients.check(report, expected);
+  report.check("dridge", dridge, expected.dridge);
+  if (gated) report.check("dwrite", dwrite, expected.dwrite);
+  if (gates.constant) report.check("penalty", penalty, expected.penalty);
+  if (with_state) {
+    report.check("dassociation", dassociation, expected.dassociation);
+    report.check("pairs", pairs, expected.pairs);
+  }
+}
+
+std::string text(const Sizes& size) {
+  std::string result = "[";
+  for (Index value : {size.batch, size.time, size.heads, size.dim, size.dim_v}) result += std::to_string(value) + " ";
+  result.back() = ']';
+  return result;
+}
+
+template <class T>
+void test_set(const KernelSet<T>& set, const std::string& name, double limit) {
+  Report report{name, limit};
+  random_numbers.seed(0);
+  int turn = 0;
+  for (const Sizes& size : shapes) {
+    for (const Memory memory : memories) {
+      const int threads = thread_counts[turn++ % 3];
+      const std::string place = name + ", " + text(size) + ", memory " + std::to_string(int(memory)) + ", " +
+                                std::to_string(threads) + " threads";
+      report.place = "linear attention, " + place;
+      test_linear(set, size, memory, threads, report);
+      report.place = "softmax attention, " + place;
+      if (set.softmax_forward.run != nullptr) test_softmax(set, size, memory, threads, report);
+      for (const Gates& gates : all_gates) {
+        // where the ridge fades so fast, solves in float32 are ill-conditioned
+        if (sizeof(T) == 4 && !gates.constant && gates.deepest < -0.3) continue;
+        for (const bool with_state : {false, true}) {
+          report.place = "mesa attention, " + place + ", gates " + std::to_string(int(&gates - all_gates)) +
+                         (with_state ? ", with a state" : "");
+          test_mesa(set, size, memory, gates, with_state, turn % 2 == 0, threads, report);
+        }
+      }
+    }
+  }
+  std::printf("%-24s %6ld results, worst relative error %.1e\n", name.c_str(), report.results, report.worst);
+  std::fflush(stdout);
+}
+
+}  // namespace
+
+int main() {
+  for (const InstructionSet& set : instruction_sets()) {
+    if (!set.supported) {
+      std::printf("%s: not on this processor\n", set.name().c_str());
+      continue;
+    }
+    test_set(set.table->float_lanes, set.name() + " float lanes", 2e-3);
+    test_set(set.table->float_columns, set.name() + " float columns", 2e-3);
+    test_set(set.table->double_lanes, set.name() + " double lanes", 1e-8);
+    test_set(set.table->double_columns, set.name() + " double columns", 1e-8);
+  }
+}
