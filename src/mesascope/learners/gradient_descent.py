@@ -22,6 +22,7 @@ from mesascope.learners.regression import (
     Regressors,
     chunks,
     in_context_data,
+    labelled,
     predict_in_context,
 )
 from mesascope.tasks.sequences import Sequences
@@ -53,8 +54,7 @@ class GradientDescent:
     @property
     def name(self) -> str:
         steps = len(self.step_sizes)
-        label = f", {self.regressors.label}" if self.regressors.label else ""
-        return f"gradient descent, {steps} step{'s' if steps > 1 else ''}{label}"
+        return labelled(f"gradient descent, {steps} step{'s' if steps > 1 else ''}", self.regressors)
 
     @torch.no_grad()
     def predict(self, sequences: Sequences) -> Float[Tensor, "batch time n_s"]:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mesascope.errors import require
-from mesascope.learners.regression import InContextData, Observations, Regressors, predict_in_context
+from mesascope.learners.regression import InContextData, Observations, Regressors, labelled, predict_in_context
 from mesascope.ops import softmax_attention
 from mesascope.tasks.sequences import Sequences
 
@@ -35,8 +35,7 @@ class SoftmaxKernelRegression:
 
     @property
     def name(self) -> str:
-        label = f", {self.regressors.label}" if self.regressors.label else ""
-        return f"softmax kernel, beta {self.beta:g}{label}"
+        return labelled(f"softmax kernel, beta {self.beta:g}", self.regressors)
 
     @torch.no_grad()
     def predict(self, sequences: Sequences) -> Float[Tensor, "batch time n_s"]:

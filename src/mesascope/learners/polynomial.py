@@ -22,16 +22,16 @@ from mesascope.learners.preconditioned import Scale, require_scale, scale_label,
 from mesascope.learners.regression import (
     InContextData,
     Observations,
+    Preconditioner,
     Regressors,
     chunks,
     in_context_data,
-    predict_preconditioned,
 )
 from mesascope.tasks.sequences import Sequences
 
 
 @dataclass(frozen=True)
-class PolynomialRegression:
+class PolynomialRegression(Preconditioner):
     """C_t q(A_t) x_t with q(A) = sum_j coefficients[j] A^j, the same for all sequences and time steps.
 
     Attributes:
@@ -56,13 +56,8 @@ class PolynomialRegression:
         return len(self.coefficients) - 1
 
     @property
-    def name(self) -> str:
-        label = f", {self.regressors.label}" if self.regressors.label else ""
-        return f"best polynomial, degree {self.degree}, {scale_label(self.scale)}{label}"
-
-    @torch.no_grad()
-    def predict(self, sequences: Sequences) -> Float[Tensor, "batch time n_s"]:
-        return predict_preconditioned(sequences, self)
+    def method(self) -> str:
+        return f"best polynomial, degree {self.degree}, {scale_label(self.scale)}"
 
     def precondition(self, data: InContextData) -> Float[Tensor, "batch time d"]:
         apply, inputs = scaled_problem(data, self.scale, self.ridge)

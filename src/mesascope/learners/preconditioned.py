@@ -14,7 +14,6 @@ Transformer cannot do, coefficients shared by all sequences and time steps ("non
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -23,8 +22,8 @@ from mesascope.learners.regression import (
     CausalGram,
     InContextData,
     Observations,
+    Preconditioner,
     Regressors,
-    predict_preconditioned,
 )
 from mesascope.ops.solvers import (
     Apply,
@@ -34,7 +33,6 @@ from mesascope.ops.solvers import (
     neumann,
     richardson,
 )
-from mesascope.tasks.sequences import Sequences
 
 Scale = Literal["none", "frobenius"]
 """What A_t and x_t are divided by before a polynomial is applied: nothing, or ||A_t||_F at each (sequence, t)."""
@@ -84,7 +82,7 @@ SpectrumBounds = FixedBounds | TraceBounds | ExactBounds
 
 
 @dataclass(frozen=True)
-class NeumannRegression:
+class NeumannRegression(Preconditioner):
     """The truncated Neumann series of A_t / c, with c the upper bound on the spectrum.
 
     Attributes:
@@ -103,12 +101,8 @@ class NeumannRegression:
         _require_degree_and_ridge(self.degree, self.ridge)
 
     @property
-    def name(self) -> str:
-        return _name(f"Neumann series, degree {self.degree}", self.regressors)
-
-    @torch.no_grad()
-    def predict(self, sequences: Sequences) -> Float[Tensor, "batch time n_s"]:
-        return predict_preconditioned(sequences, self)
+    def method(self) -> str:
+        return f"Neumann series, degree {self.degree}"
 
     def precondition(self, data: InContextData) -> Float[Tensor, "batch time d"]:
         gram = CausalGram(data.keys, self.ridge)
@@ -117,7 +111,7 @@ class NeumannRegression:
 
 
 @dataclass(frozen=True)
-class RichardsonRegression:
+class RichardsonRegression(Preconditioner):
     """Richardson iteration from zero. Equal to gradient descent from Phi_0 = 0 with the same step sizes and ridge.
 
     Attributes:
@@ -140,12 +134,8 @@ class RichardsonRegression:
         return len(self.step_sizes) - 1
 
     @property
-    def name(self) -> str:
-        return _name(f"Richardson iteration, degree {self.degree}", self.regressors)
-
-    @torch.no_grad()
-    def predict(self, sequences: Sequences) -> Float[Tensor, "batch time n_s"]:
-        return predict_preconditioned(sequences, self)
+    def method(self) -> str:
+        return f"Richardson iteration, degree {self.degree}"
 
     def precondition(self, data: InContextData) -> Float[Tensor, "batch time d"]:
         gram = CausalGram(data.keys, self.ridge)
@@ -153,7 +143,7 @@ class RichardsonRegression:
 
 
 @dataclass(frozen=True)
-class ChebyshevRegression:
+class ChebyshevRegression(Preconditioner):
     """Chebyshev iteration for given bounds on the spectrum.
 
     Attributes:
@@ -172,12 +162,8 @@ class ChebyshevRegression:
         _require_degree_and_ridge(self.degree, self.ridge)
 
     @property
-    def name(self) -> str:
-        return _name(f"Chebyshev iteration, degree {self.degree}", self.regressors)
-
-    @torch.no_grad()
-    def predict(self, sequences: Sequences) -> Float[Tensor, "batch time n_s"]:
-        return predict_preconditioned(sequences, self)
+    def method(self) -> str:
+        return f"Chebyshev iteration, degree {self.degree}"
 
     def precondition(self, data: InContextData) -> Float[Tensor, "batch time d"]:
         gram = CausalGram(data.keys, self.ridge)
@@ -186,7 +172,7 @@ class ChebyshevRegression:
 
 
 @dataclass(frozen=True)
-class TunedChebyshevRegression:
+class TunedChebyshevRegression(Preconditioner):
     """Second-order Richardson with given numbers alpha_k, beta_k: the paper's "Chebyshev" with learned coefficients.
 
     Attributes:
@@ -216,12 +202,8 @@ class TunedChebyshevRegression:
         return len(self.step_sizes) - 1
 
     @property
-    def name(self) -> str:
-        return _name(f"tuned Chebyshev, degree {self.degree}, {scale_label(self.scale)}", self.regressors)
-
-    @torch.no_grad()
-    def predict(self, sequences: Sequences) -> Float[Tensor, "batch time n_s"]:
-        return predict_preconditioned(sequences, self)
+    def method(self) -> str:
+        return f"tuned Chebyshev, degree {self.degree}, {scale_label(self.scale)}"
 
     def precondition(self, data: InContextData) -> Float[Tensor, "batch time d"]:
         apply, inputs = scaled_problem(data, self.scale, self.ridge)
@@ -229,7 +211,7 @@ class TunedChebyshevRegression:
 
 
 @dataclass(frozen=True)
-class ConjugateGradientRegression:
+class ConjugateGradientRegression(Preconditioner):
     """Conjugate gradients: the best polynomial for every single (sequence, t), which no fixed schedule can beat.
 
     Attributes:
@@ -250,12 +232,8 @@ class ConjugateGradientRegression:
         require(self.ridge > 0, "ridge", self.ridge, "greater than 0")
 
     @property
-    def name(self) -> str:
-        return _name(f"conjugate gradients, {self.steps} step{'s' if self.steps > 1 else ''}", self.regressors)
-
-    @torch.no_grad()
-    def predict(self, sequences: Sequences) -> Float[Tensor, "batch time n_s"]:
-        return predict_preconditioned(sequences, self)
+    def method(self) -> str:
+        return f"conjugate gradients, {self.steps} step{'s' if self.steps > 1 else ''}"
 
     def precondition(self, data: InContextData) -> Float[Tensor, "batch time d"]:
         gram = CausalGram(data.keys, self.ridge)
@@ -286,7 +264,3 @@ def scale_label(scale: Scale) -> str:
 def _require_degree_and_ridge(degree: int, ridge: float) -> None:
     require(degree >= 0, "degree", degree, "at least 0")
     require(ridge > 0, "ridge", ridge, "greater than 0")
-
-
-def _name(method: str, regressors: Regressors) -> str:
-    return f"{method}, {regressors.label}" if regressors.label else method

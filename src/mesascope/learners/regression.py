@@ -148,14 +148,28 @@ class Preconditioner(Protocol):
         """x."""
         ...
 
+    @property
+    def method(self) -> str:
+        """What makes x~_t, for the name."""
+        ...
+
+    @property
+    def name(self) -> str:
+        return labelled(self.method, self.regressors)
+
+    @torch.no_grad()
+    def predict(self, sequences: Sequences) -> Float[Tensor, "batch time n_s"]:
+        """C_t x~_t in the dtype of the observations, a part of the batch at a time."""
+        return predict_in_context(sequences, self.regressors, lambda data: data.associate(self.precondition(data)))
+
     def precondition(self, data: InContextData) -> Float[Tensor, "batch time d"]:
         """x~_t for all t: what layers that run this learner hold before their gradient step."""
         ...
 
 
-def predict_preconditioned(sequences: Sequences, learner: Preconditioner) -> Float[Tensor, "batch time n_s"]:
-    """C_t x~_t in the dtype of the observations, a part of the batch at a time."""
-    return predict_in_context(sequences, learner.regressors, lambda data: data.associate(learner.precondition(data)))
+def labelled(method: str, regressors: Regressors) -> str:
+    """The name of a learner: its method, and its regressors unless they are the plain ones."""
+    return f"{method}, {regressors.label}" if regressors.label else method
 
 
 @dataclass(frozen=True)

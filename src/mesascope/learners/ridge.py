@@ -14,13 +14,21 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mesascope.errors import require
-from mesascope.learners.regression import CausalGram, InContextData, Observations, Regressors, predict_in_context
+from mesascope.learners.regression import (
+    CausalGram,
+    InContextData,
+    Observations,
+    Preconditioner,
+    Regressors,
+    labelled,
+    predict_in_context,
+)
 from mesascope.ops import mesa_attention
 from mesascope.tasks.sequences import Sequences, shift_right
 
 
 @dataclass(frozen=True)
-class RidgeRegression:
+class RidgeRegression(Preconditioner):
     """argmin_Phi 1/2 sum_{i=2..t} ||s_i - Phi x_{i-1}||^2 + ridge/2 ||Phi||_F^2, applied to x_t.
 
     Attributes:
@@ -39,10 +47,12 @@ class RidgeRegression:
         require(self.lag >= 0, "lag", self.lag, "at least 0")
 
     @property
+    def method(self) -> str:
+        return f"least squares, ridge {self.ridge:g}"
+
+    @property
     def name(self) -> str:
-        label = f", {self.regressors.label}" if self.regressors.label else ""
-        lag = f", lag {self.lag}" if self.lag else ""
-        return f"least squares, ridge {self.ridge:g}{label}{lag}"
+        return labelled(self.method, self.regressors) + (f", lag {self.lag}" if self.lag else "")
 
     @torch.no_grad()
     def predict(self, sequences: Sequences) -> Float[Tensor, "batch time n_s"]:

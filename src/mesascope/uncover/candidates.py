@@ -18,6 +18,7 @@ from mesascope.learners import (
     line_search,
     polynomial_moments,
 )
+from mesascope.learners.regression import labelled
 from mesascope.predictor import Predictor
 from mesascope.tasks import Sequences
 
@@ -75,13 +76,12 @@ def learner_candidates(
 
 
 def _with_regressors(tuning: Sequences, max_steps: int, x: Regressors, ridge: float) -> Iterator[Candidate]:
-    label = f", {x.label}" if x.label else ""
     families: tuple[tuple[str, Scale], ...] = (("shared coefficients", "none"), ("scaled matrix", "frobenius"))
     for family, scale in families:
         moments = polynomial_moments(tuning, max_steps - 1, scale, ridge, x)
         for steps in range(1, max_steps + 1):
-            yield Candidate(moments.fit(steps - 1), f"steps, {family}{label}", steps)
+            yield Candidate(moments.fit(steps - 1), labelled(f"steps, {family}", x), steps)
     solved = line_search(lambda value: RidgeRegression(value, x), RIDGES, tuning, edge="allow")
-    yield Candidate(solved.predictor, f"ridge regression{label}")
+    yield Candidate(solved.predictor, labelled("ridge regression", x))
     kernel = line_search(lambda value: SoftmaxKernelRegression(value, x), BETAS, tuning, edge="allow")
-    yield Candidate(kernel.predictor, f"softmax kernel{label}")
+    yield Candidate(kernel.predictor, labelled("softmax kernel", x))
