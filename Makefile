@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 SOURCES := src tests
 
-.PHONY: quickstart test lint types unit unit-torch end-to-end test-browser test-sanitized test-neon reproduce-quick clean
+.PHONY: quickstart test lint types unit unit-torch end-to-end test-browser test-sanitized test-neon docs reproduce-quick clean
 
 quickstart: .venv/installed ## Train, measure and write the report; prints the claims and where the page is
 	$(BIN)/mesascope quickstart --out runs/quickstart --resume
@@ -31,6 +31,10 @@ end-to-end: .venv/installed-dev ## The quickstart from nothing; fails unless eve
 
 test-browser: .venv/installed-dev ## Opens the report in a Chromium
 	$(BIN)/pytest -m browser tests/browser
+
+docs: .venv/installed-docs ## Builds the documentation into docs/_build; every warning is an error
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build
+	@echo "documentation: docs/_build/index.html"
 
 reproduce-quick: .venv/installed ## Every figure, with the reductions of the quick profile; goes on where it stopped
 	$(BIN)/mesascope reproduce all --profile quick --out runs/quick --resume
@@ -67,5 +71,9 @@ test-neon: ## The kernels for ARM, emulated; needs g++-aarch64-linux-gnu and qem
 	$(BIN)/pip install -c constraints.txt -e '.[dev]'
 	@touch $@
 
+.venv/installed-docs: .venv/installed
+	$(BIN)/pip install -c constraints.txt -e '.[docs]'
+	@touch $@
+
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
+	rm -rf docs/_build .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage

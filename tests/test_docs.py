@@ -1,5 +1,6 @@
 """The examples of the documentation run as printed, block after block."""
 
+import importlib
 import re
 from pathlib import Path
 
@@ -16,3 +17,12 @@ def test_examples(name: str) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (DOCS / name).read_text(), re.DOTALL)
     assert blocks
     exec(compile("\n".join(blocks), name, "exec"), {})
+
+
+def test_pages_of_the_api_name_modules_that_exist() -> None:
+    pages = sorted((DOCS / "api").glob("*.md"))
+    named = [name for page in pages for name in re.findall(r"automodule:: (\S+)", page.read_text())]
+    assert {"mesascope.tasks", "mesascope.nn", "mesascope.learners", "mesascope.uncover"} <= set(named)
+    assert all(importlib.import_module(name).__doc__ for name in named)
+    listed = (DOCS / "api" / "index.md").read_text()
+    assert all(f"\n{page.stem}\n" in listed for page in pages if page.stem != "index")

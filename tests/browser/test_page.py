@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from mesascope.figures import Figure, HeatmapPanel, Line, LinePanel, Table
-from mesascope.report import Report, write_page
+from mesascope.report import Report, write_overview, write_page
 from report import demo
+from report.test_overview import OVERVIEW
 
 pytestmark = pytest.mark.browser
 
@@ -77,6 +78,8 @@ def test_every_panel_is_drawn(chromium: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("width", [500, 1200])
 def test_nothing_is_wider_than_the_window(chromium: str, tmp_path: Path, width: int) -> None:
     write_page(demo.report(), tmp_path / "index.html")
+    assert observed(dump(chromium, tmp_path / "index.html", width))["overflow"] == "0"
+    write_overview(OVERVIEW, tmp_path / "index.html")
     assert observed(dump(chromium, tmp_path / "index.html", width))["overflow"] == "0"
 
 

@@ -59,6 +59,8 @@ def test_everything_is_kept_and_written(runs: Path, tmp_path: Path) -> None:
     assert "| 0.6123 | between 0.1 and 0.5 | **does not hold** |" in page
     for reduction in demo.report().reductions:
         assert f"- {reduction}" in page
+    assert "### Final losses\n\n| model | layers | loss | converged |\n| --- | --- | --- | --- |\n" in page
+    assert "| linear, 7 layers | 7 | 0.1286 | yes |" in page
     index = (docs / "index.md").read_text()
     assert index.index("| [fig4](fig4.md) |") < index.index("| [fig11](fig11.md) |")
     assert "| 2 of 4 |" in index

@@ -17,8 +17,11 @@ from mesascope.report.overview import natural_order
 
 PROFILES = {"quick": "Quick profile", "paper": "Paper profile"}
 
+_MOST_ROWS, _MOST_COLUMNS = 15, 8
+"""Larger tables are in the results only."""
+
 _GENERATED = "<!-- Written by `mesascope document`. Explanations belong into the folder why. -->"
-_SPECIAL = re.compile(r"([\\`*_{}\[\]<>|$~])")
+_SPECIAL = re.compile(r"([\\`*{}\[\]<>|$~]|(?<!\w)_|_(?!\w))")
 
 
 @dataclass(frozen=True)
@@ -143,9 +146,18 @@ def _profile(kept: Kept, why: Mapping[str, str]) -> list[str]:
         image = f"images/{image_name(kept.profile, kept.name, figure['id'])}"
         lines += [f"### {_plain(figure['title'])}", "", f"![{_plain(figure['title'])}]({image})", ""]
         lines += [_plain(figure["caption"]), ""]
+    for table in result["tables"].values():
+        if len(table["rows"]) <= _MOST_ROWS and len(table["columns"]) <= _MOST_COLUMNS:
+            lines += [f"### {_plain(table['title'])}", "", *_table(table), ""]
     for note in result["notes"]:
         lines += [_plain(note), ""]
     return lines
+
+
+def _table(table: Mapping[str, Any]) -> list[str]:
+    rows = [[_plain("" if cell is None else format_number(cell)) for cell in row] for row in table["rows"]]
+    head = [_plain(column) for column in table["columns"]]
+    return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
 
 
 def _row(measured: MeasuredClaim) -> str:

@@ -10,7 +10,7 @@ from mesascope.report.overview import natural_order
 IMAGE_BYTES = 100_000
 """Images of the documentation are smaller than this."""
 
-_WIDEST, _COLOURS = 1400, 128
+_WIDEST, _COLOURS = 1400, 256
 _ADVICE = "run the same command again"
 
 
@@ -54,7 +54,7 @@ def image_name(profile: str, name: str, figure: str) -> str:
 
 
 def small_png(png: bytes, limit: int = IMAGE_BYTES) -> bytes:
-    """The same picture in at most `limit` bytes: 128 colours, and as wide as fits, at most 1,400 pixels.
+    """The same picture in at most `limit` bytes: 256 colours, and as wide as fits, at most 1,400 pixels.
 
     Raises:
         InputError: not even a picture 100 pixels wide fits.

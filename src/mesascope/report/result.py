@@ -26,7 +26,11 @@ def result_json(report: Report) -> dict[str, Any]:
         "figures": [{"id": figure.id, "title": figure.title, "caption": figure.caption} for figure in report.figures],
         "curves": {figure.id: _curves(figure) for figure in report.figures if _curves(figure)},
         "tables": {
-            table.id: {"columns": list(table.columns), "rows": [[_rounded(cell) for cell in row] for row in table.rows]}
+            table.id: {
+                "title": table.title,
+                "columns": list(table.columns),
+                "rows": [[_rounded(cell) for cell in row] for row in table.rows],
+            }
             for table in report.tables
         },
     }
