@@ -261,7 +261,7 @@ def test_coefficients_relative_to_proposition_1() -> None:
 def _depth(seeds: int, wide_keys: bool = False) -> Depth:
     return Depth(
         seeds=seeds,
-        schedule=RATE,
+        schedules=dict.fromkeys((2, 4, 6), RATE),
         gradient_clip=ClipGradNorm(),
         steps={2: 2, 4: 2, 6: 2},
         wide_keys=wide_keys,
