@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from rich.console import Console
 
-from mesascope.benchmarks.commands import BenchAttention, BenchTrain
+from mesascope.benchmarks.commands import BenchAttention, BenchPrecision, BenchTrain
 from mesascope.errors import ExperimentError, InputError, MesascopeError, StorageError, suggest
 
 if TYPE_CHECKING:
@@ -180,12 +180,13 @@ class Doctor:
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
-    """Measure speed as ratios against peers, interleaved in one process and one run."""
+    """Measure speed, as ratios against peers that run in the same process, and precision."""
 
     benchmark: tyro.conf.OmitArgPrefixes[
         tyro.conf.OmitSubcommandPrefixes[
             Annotated[BenchTrain, tyro.conf.subcommand("train")]
             | Annotated[BenchAttention, tyro.conf.subcommand("attention")]
+            | Annotated[BenchPrecision, tyro.conf.subcommand("precision")]
         ]
     ]
     """What to measure."""

@@ -78,6 +78,37 @@ class BenchAttention:
             write_figure(scaling_figure(result, self.figure.stem), self.figure)
 
 
+@dataclasses.dataclass(frozen=True)
+class BenchPrecision:
+    """Errors of mesa attention against a float64 solve per token, by backend and number type. A few minutes."""
+
+    markdown: Path | None = None
+    """File to write the table to."""
+    json: Path | None = None
+    """File to write the claims and the machine to."""
+    quick: bool = False
+    """Leave out T = 100,000."""
+
+    def run(self) -> None:
+        _require_file("markdown", self.markdown)
+        _require_file("json", self.json)
+        from rich.console import Console
+
+        from mesascope.benchmarks.precision import REGIMES, measure
+        from mesascope.benchmarks.precision_claims import judge, markdown
+        from mesascope.environment import describe_environment
+        from mesascope.files import write_atomically
+
+        progress = Console(stderr=True)
+        regimes = tuple(regime for regime in REGIMES if not (self.quick and regime.name == "long"))
+        measured = measure(regimes, lambda what: progress.print(f"measuring {what}", markup=False, highlight=False))
+        claims = judge(measured)
+        _print_claims(claims)
+        if self.markdown is not None:
+            write_atomically(self.markdown, markdown(measured, claims), "run the command again")
+        _write(self.json, {"environment": describe_environment(), "claims": [claim.to_json() for claim in claims]})
+
+
 def _require_file(name: str, path: Path | None) -> None:
     """Raise `InputError` if a folder stands where a file is to be written."""
     require(path is None or not path.is_dir(), name, str(path), "a file, not a folder")
