@@ -16,7 +16,7 @@ from mesascope.claims import MeasuredClaim
 from mesascope.errors import InputError
 from mesascope.experiments import experiment
 from mesascope.experiments.base import ClaimSheet, Experiment, Findings, Settings, Study, Trained
-from mesascope.experiments.studies import diagonal_products, evaluation
+from mesascope.experiments.studies import diagonal_products, evaluation, preconditioning
 from mesascope.experiments.studies.diagonal_products import DiagonalProducts
 from mesascope.experiments.studies.evaluation import CONSTRUCTED, evaluation_sequences, tuning_sequences
 from mesascope.experiments.studies.layers_as_steps import LayersAsSteps
@@ -31,7 +31,7 @@ from mesascope.tasks import ConstructedTokens, fully_observed_linear, nonlinear,
 from mesascope.training.config import ConstantRate, TrainingConfig
 from mesascope.training.loop import train
 from mesascope.training.presets import on_constructed_tokens
-from mesascope.uncover import ResidualStream, WeightProducts, preconditioned_inputs
+from mesascope.uncover import ProbeFit, ResidualStream, WeightProducts, preconditioned_inputs
 
 CACHED = (evaluation_sequences, tuning_sequences, evaluation.proposition_2_curves, evaluation.tuned_preconditioner)
 RATE = ConstantRate(1e-3)
@@ -44,6 +44,7 @@ def _few_sequences(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with monkeypatch.context() as patch:
         for function in (evaluation_sequences, tuning_sequences):
             patch.setattr(inspect.unwrap(function), "__defaults__", (CONSTRUCTED, COUNT))
+        patch.setattr(preconditioning, "_FIT", ProbeFit(resamples=5))
         patch.setattr(evaluation, "tune_chebyshev", functools.partial(tune_chebyshev, steps=50))
         _forget()
         yield
@@ -177,7 +178,12 @@ def test_layers_that_hold_the_preconditioned_input_fulfil_the_claims(
     assert [panel.title for panel in findings.figures[0].panels] == [
         "Preconditioned input, scaled by its norm",
         "Preconditioned input, shared coefficients",
+        "Preconditioned inputs of several degrees, t = 40",
     ]
+    for line in findings.figures[0].panels[2].lines:
+        assert line.y.shape == (7,)
+        # what was planted resembles all of them
+        assert line.y[6] > line.y[0]
 
 
 def test_layers_that_hold_something_else_fail(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

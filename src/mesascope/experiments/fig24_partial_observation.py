@@ -26,7 +26,7 @@ def settings(profile: Profile, seeds: int | None) -> Settings:
     )
     if profile == "paper":
         return Settings(studies, (), 350)
-    return Settings(studies, (*QUICK_REDUCTIONS, "One seed instead of five."), 6)
+    return Settings(studies, (*QUICK_REDUCTIONS, "One seed instead of five."), 8)
 
 
 EXPERIMENT = Experiment(

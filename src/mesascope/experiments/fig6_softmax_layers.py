@@ -26,7 +26,7 @@ def settings(profile: Profile, seeds: int | None) -> Settings:
     )
     if profile == "paper":
         return Settings(studies, (), 250)
-    return Settings(studies, (*QUICK_REDUCTIONS, "One seed instead of five."), 8)
+    return Settings(studies, (*QUICK_REDUCTIONS, "One seed instead of five."), 14)
 
 
 EXPERIMENT = Experiment(
