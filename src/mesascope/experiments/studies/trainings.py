@@ -125,7 +125,7 @@ _PAPER: dict[Setting, tuple[float, int, int]] = {
 _QUICK: dict[tuple[Setting, Architecture], tuple[float, int]] = {
     ("linear", "softmax-7"): (2.5e-3, 5_000),
     ("linear", "softmax-3"): (2.5e-3, 3_000),
-    ("linear", "hybrid"): (2e-3, 2_000),
+    ("linear", "hybrid"): (2e-3, 5_000),
     ("linear", "full-mesa"): (2e-3, 2_000),
     ("partial", "softmax-7"): (1.5e-3, 3_000),
     ("partial", "hybrid"): (2e-3, 3_000),
