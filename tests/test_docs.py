@@ -8,7 +8,7 @@ import pytest
 import torch
 
 DOCS = Path(__file__).parent.parent / "docs"
-WITH_EXAMPLES = ("mesa_layer.md",)
+WITH_EXAMPLES = ("mesa_layer.md", "your_model.md")
 
 
 @pytest.mark.parametrize("name", WITH_EXAMPLES)
