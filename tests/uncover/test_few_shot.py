@@ -101,7 +101,7 @@ def test_ascent_is_measured_where_it_is() -> None:
     shape = np.array([1.0, 1.1, 1.2, 1.8, 1.3, 1.0, 0.8, 0.7, 0.6, 0.5, 9.0])
     losses = shape + 0.3 * generator.standard_normal((900, 11))
     ascent = ascending(losses)
-    assert (ascent.peak, ascent.peak_low, ascent.peak_high) == (4, 4, 4)
+    assert (ascent.start, ascent.peak, ascent.peak_low, ascent.peak_high) == (1, 4, 4, 4)
     assert ascent.rise == pytest.approx((losses[1::2, 3] - losses[1::2, 0]).mean(), rel=1e-12)
     error = (losses[1::2, 3] - losses[1::2, 0]).std() / np.sqrt(450)
     assert ascent.high - ascent.low == pytest.approx(2 * 1.96 * error, rel=0.15)
@@ -110,6 +110,9 @@ def test_ascent_is_measured_where_it_is() -> None:
     assert falling.found
     assert not ascending(np.sort(losses, axis=1)[:, ::-1].copy()).found
     assert ascending(losses, last=11).peak == 11
+    later = ascending(np.concatenate([losses[:, :1] + 2.0, losses[:, :1] + 0.5, losses], axis=1))
+    assert (later.start, later.peak) == (3, 6)
+    assert later.rise == pytest.approx(ascent.rise, rel=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -201,16 +201,17 @@ def most_pairs(layout: PairLayout | EOSLayout | PrefixLayout, tasks: int, max_le
 class EarlyAscent:
     """Whether the loss first rises: the mark of least squares on pairs of which half are spurious.
 
-    The pair with the largest mean loss is chosen on every other sequence and its rise is measured on the rest, since
-    the largest of several noisy numbers always lies above the first.
+    The largest rise between two pairs is found on every other sequence and measured on the rest, since the largest of
+    several noisy numbers always lies above others.
 
     Attributes:
-        peak: pair, counted from 1, with the largest mean loss among pairs 2 .. last.
+        start, peak: pairs, counted from 1, between which the mean loss rises most.
         peak_low, peak_high: bootstrap interval of the peak over all sequences.
-        rise: mean loss at the peak minus mean loss at pair 1.
+        rise: mean loss at the peak minus mean loss at the start.
         low, high: bootstrap interval of the rise.
     """
 
+    start: int
     peak: int
     peak_low: float
     peak_high: float
@@ -226,7 +227,7 @@ class EarlyAscent:
     def __str__(self) -> str:
         found = "an early ascent" if self.found else "no early ascent"
         return (
-            f"{found}: from pair 1 to the peak at pair {self.peak} (interval {self.peak_low:g} to "
+            f"{found}: from pair {self.start} to the peak at pair {self.peak} (interval {self.peak_low:g} to "
             f"{self.peak_high:g}) the loss rises by {self.rise:.3g} (interval {self.low:.3g} to {self.high:.3g})"
         )
 
@@ -244,7 +245,7 @@ def early_ascent(
     Args:
         losses: of one task, at least two sequences.
         generator: draws the resamples.
-        last: pairs 2 .. `last` are searched.
+        last: pairs 1 .. `last` are searched.
         confidence, resamples: of the bootstrap over sequences.
 
     Raises:
@@ -253,13 +254,22 @@ def early_ascent(
     count, pairs = losses.shape
     require(count >= 2, "losses", (count, pairs), "of at least two sequences")
     require(2 <= last <= pairs, "last", last, f"between 2 and the number of pairs ({pairs})")
-    searched = losses[:, 1:last]
-    peak = int(searched[::2].mean(0).argmax()) + 1
-    rises = (losses[1::2, peak] - losses[1::2, 0])[:, None]
+    searched = losses[:, :last]
+    start, peak = (int(index) for index in _largest_rise(searched[::2].mean(0, keepdim=True)))
+    rises = (searched[1::2, peak] - searched[1::2, start])[:, None]
     low, high = interval(bootstrap_means(rises, generator, resamples), confidence)
-    peaks = bootstrap_means(searched, generator, resamples).argmax(-1, keepdim=True) + 2
-    peak_low, peak_high = interval(peaks.double(), confidence)
-    return EarlyAscent(peak + 1, float(peak_low), float(peak_high), float(rises.mean()), float(low), float(high))
+    _, peaks = _largest_rise(bootstrap_means(searched, generator, resamples))
+    peak_low, peak_high = interval(peaks[:, None] + 1.0, confidence)
+    return EarlyAscent(
+        start + 1, peak + 1, float(peak_low), float(peak_high), float(rises.mean()), float(low), float(high)
+    )
+
+
+def _largest_rise(means: Float[Tensor, "rows pairs"]) -> tuple[Tensor, Tensor]:
+    """Indices of the two pairs of each row, the first before the second, between which it rises most."""
+    lowest = means.cummin(-1)
+    peak = (means[:, 1:] - lowest.values[:, :-1]).argmax(-1) + 1
+    return lowest.indices.gather(-1, peak[:, None] - 1)[:, 0], peak
 
 
 def _line(results: Sequence[FewShotResult], index: int, task: int) -> Line:

@@ -105,11 +105,14 @@ class LearnerRanking:
         return Table(id, title, columns, tuple(rows))
 
     def figure(self, id: str, title: str, caption: str) -> Figure:
-        """Distance over depth, a line per family, with intervals; learners without depth are level lines."""
+        """Distance over depth, a line per family, with intervals; learners without depth are level lines.
+
+        Colours belong to families, whatever the ranks: figures of several models on the same candidates agree.
+        """
         depths = [candidate.steps for candidate in self.candidates if candidate.steps is not None] or [1]
         span = np.array([min(depths), max(depths)], dtype=np.float64)
         lines = []
-        for colour, family in enumerate(dict.fromkeys(candidate.family for candidate in self.candidates)):
+        for colour, family in enumerate(sorted({candidate.family for candidate in self.candidates})):
             members = [rank for rank, candidate in enumerate(self.candidates) if candidate.family == family]
             members.sort(key=lambda rank: self.candidates[rank].steps or 0)
             steps = [self.candidates[rank].steps for rank in members]
