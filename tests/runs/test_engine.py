@@ -1,7 +1,11 @@
 """However many trainings run at once, they end with the same bits; one that fails leaves the others alone."""
 
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -107,6 +111,22 @@ def test_an_interrupt_ends_the_other_processes_and_keeps_their_checkpoints(tmp_p
     for label in started:
         assert (store.folder(endless[label]) / "checkpoint.safetensors").exists()
     assert not store.folder(endless["2"]).exists()
+
+
+def test_no_process_outlives_one_that_is_killed(tmp_path: Path) -> None:
+    command = [sys.executable, str(Path(__file__).with_name("train_in_processes.py")), str(tmp_path)]
+    with subprocess.Popen(command) as parent:
+        while len(list(tmp_path.glob("*/checkpoint.safetensors"))) < 2:
+            assert parent.poll() is None
+            time.sleep(0.1)
+        children = psutil.Process(parent.pid).children(recursive=True)
+        assert len(children) >= 2
+        parent.kill()
+    _, alive = psutil.wait_procs(children, timeout=60)
+    assert not alive
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    time.sleep(0.5)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
 def test_no_workers(tmp_path: Path) -> None:

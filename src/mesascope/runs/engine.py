@@ -5,8 +5,10 @@ finishes but not one bit of it.
 """
 
 import multiprocessing
+import os
 import queue
 import signal
+import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -143,6 +145,16 @@ def _start_worker(reports: Reports, stop: Event) -> None:
     _reports, _stop = reports, stop
     # an interrupt from the keyboard reaches every process of the terminal; the parent passes it on as `stop`
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this process when the parent was killed: another may go on in its store."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        # files are replaced as a whole, so there is nothing to clean up
+        os._exit(1)
 
 
 class _StoppedError(Exception):

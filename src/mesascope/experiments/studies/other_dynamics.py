@@ -23,7 +23,7 @@ from mesascope.training.config import TrainingConfig
 DEPTHS = (1, 2, 4, 6)
 
 CONSTRUCTED_REDUCTIONS = (
-    "Warm-up and cosine schedules with peaks of 1e-3 to 5e-3 and 200 to 1,000 steps, instead of 10,000 steps at a "
+    "Warm-up and cosine schedules with peaks of 1e-3 to 1e-2 and 200 to 1,000 steps, instead of 10,000 steps at a "
     "constant 1e-4.",
     "Models with 2, 4 and 6 layers: batches of 128 sequences instead of 256, gradients clipped to a norm of 0.1 "
     "instead of elementwise to 1, and one seed instead of five.",
