@@ -78,6 +78,20 @@ inline void product(View<Element> c, View<const Element> a, View<const Element> 
   for (; column < vectors; ++column) product_columns<Layout, into, a_part, c_part, 1>(c, a, b, rows, column, inner);
 }
 
+// The sum of the lanes of a vector, in pairs; with one head in each lane a vector is an element already.
+template <class Layout>
+inline typename Layout::Element sum_lanes(typename Layout::Vector vector) {
+  if constexpr (Layout::width == 1) {
+    return vector;
+  } else {
+    typename Layout::Number lanes[Layout::width];
+    std::memcpy(lanes, &vector, sizeof(vector));
+    for (int half = Layout::width / 2; half > 0; half /= 2)
+      for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
+    return lanes[0];
+  }
+}
+
 // to[j][i] = from[i][j] for four rows of four numbers
 template <class T>
 inline void transpose_4x4(T* const (&to)[4], const T* const (&from)[4]) {

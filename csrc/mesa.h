@@ -128,6 +128,49 @@ inline Element dot(const Element* a, const Element* b, Index count) {
   return sum;
 }
 
+// What tells whether a problem is well posed, found while its operands are at hand.
+template <class Layout>
+struct Evidence {
+  using T = typename Layout::Number;
+  using Element = typename Layout::Element;
+  using Vector = typename Layout::Vector;
+
+  View<Element> row;  // the sum and the maximum of write |k|^2, and the sum of 0 x for every number x
+  Vector zeros;
+
+  void allocate(Workspace<Layout>& space) { row = space.matrix(1, 3); }
+
+  void begin() {
+    clear<Layout>(row, 0, 1);
+    zeros = Vector{};
+  }
+
+  void add_keys(View<const Element> k, const Gates<Layout>& gates, Index n, Index dim) {
+    for (Index t = 0; t < n; ++t) {
+      Vector squares{};
+      for (Index d = 0; d < dim; d += Layout::width) {
+        const Vector x = load<Vector>(k.data + t * k.rows + d);
+        squares += x * x;
+      }
+      Element size = sum_lanes<Layout>(squares);
+      if (gates.any) size *= gates.write.data[t * gates.write.rows];
+      row.data[0] += size;
+      row.data[1] = row.data[1] > size ? row.data[1] : size;
+    }
+    add(k, n, dim);
+  }
+
+  void add(View<const Element> matrix, Index n, Index columns) {
+    for (Index t = 0; t < n; ++t)
+      for (Index d = 0; d < columns; d += Layout::width) zeros += T(0) * load<Vector>(matrix.data + t * matrix.rows + d);
+  }
+
+  void store(const MesaProblem<T>& problem, const Group<Layout>& group) {
+    row.data[2] = sum_lanes<Layout>(zeros);
+    store_rows(problem.evidence, constant(row), group, 0, 1, 3);
+  }
+};
+
 // R at the beginning: the incoming inverse, or 1 / ridge on the diagonal
 template <class Layout, class T, class Element>
 inline void initial_inverse(View<Element> inverse, const MesaProblem<T>& problem, const Group<Layout>& group,
@@ -248,6 +291,7 @@ struct MesaForward {
 
   View<Element> q, k, v, o, key, solved, gains, gram, scores, inverse, past, scratch;
   Gates<Layout> gates;
+  Evidence<Layout> evidence;
   TokenSolver<Layout> tokens;
   Element inverse_diagonal[chunk];
   Index bytes;
@@ -261,6 +305,7 @@ struct MesaForward {
     inverse = space.matrix(size.dim, size.dim), past = space.matrix(size.dim, size.dim_v);
     scratch = space.matrix(size.dim, chunk);
     gates.allocate(space);
+    evidence.allocate(space);
     tokens.allocate(space, size.dim);
     bytes = space.bytes();
   }
@@ -275,6 +320,7 @@ struct MesaForward {
       initial_inverse<Layout, T>(inverse, problem, group, q);
     }
     load_past(problem, group);
+    evidence.begin();
     bool empty = problem.association == nullptr;
     const Saved<Layout> saved(size, problem.saved, index);
     for (Index start = 0, n; start < time; start += n) {
@@ -290,6 +336,8 @@ struct MesaForward {
       load_rows(q, problem.q, group, start, n, dim);
       load_rows(k, problem.k, group, start, n, dim);
       load_rows(v, problem.v, group, start, n, dim_v);
+      evidence.add_keys(constant(k), gates, n, dim);
+      evidence.add(constant(q), n, dim), evidence.add(constant(v), n, dim_v);
       clear<Layout>(k, n, chunk);
       const bool last = start + n == time;
       if (problem.constant) {
@@ -310,6 +358,7 @@ struct MesaForward {
       product<Layout, Into::assign, Part::lower>(o, constant(scores.transposed()), constant(v), n, dim_v, n);
       if (!empty) product<Layout, Into::add>(o, constant(solved), constant(past), n, dim_v, dim);
       store_rows(problem.o, constant(o), group, start, n, dim_v);
+      if (last) evidence.store(problem, group);
       if (last && problem.final_association == nullptr) break;
       product<Layout, Into::add>(past, constant(k.transposed()), constant(v), dim, dim_v, n);
       if (gates.any) scale<Layout>(past, gates.last_decay, dim, dim_v);

@@ -3,11 +3,14 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
+#include <memory>
 #include <optional>
 #include <stdexcept>
 #include <string>
 #include <system_error>
+#include <vector>
 
 #include "instruction_sets.h"
 #include "parallel.h"
@@ -159,10 +162,12 @@ MesaProblem<T> mesa_problem(const Array<const T, 4>& q, const Array<const T, 4>&
 template <class T>
 void mesa_forward(Array<const T, 4> q, Array<const T, 4> k, Array<const T, 4> v, Array<const T, 4> ridge,
                   Optional<const T, 3> write, Optional<const T, 3> log_forget, Optional<const T, 4> matrix,
-                  Optional<const T, 4> association, bool constant, Array<T, 4> o, Array<T, 1> saved,
-                  Optional<T, 4> final_matrix, Optional<T, 4> final_association, int threads, const std::string& layout) {
+                  Optional<const T, 4> association, bool constant, Array<T, 4> o, Array<T, 3> evidence,
+                  Array<T, 1> saved, Optional<T, 4> final_matrix, Optional<T, 4> final_association, int threads,
+                  const std::string& layout) {
   MesaProblem<T> problem = mesa_problem<T>(q, k, v, ridge, write, log_forget, matrix, association, constant, saved);
   problem.o = operand<T>(o);
+  problem.evidence = {evidence.data(), evidence.stride(0), 0, evidence.stride(1), evidence.stride(2)};
   problem.final_matrix = pointer(final_matrix), problem.final_association = pointer(final_association);
   const KernelSet<T>& set = kernels<T>(problem.size, layout);
   run(set.mesa_forward, set, problem, threads);
@@ -192,6 +197,16 @@ Index mesa_saved_size(Index batch, Index time, Index heads, Index dim, Index dim
   return (size.all_heads() + set.heads_per_group - 1) / set.heads_per_group * set.saved(size);
 }
 
+// A contiguous tensor of the pool, with whatever is in it
+template <class T>
+nb::ndarray<nb::pytorch, T> recycled(const std::vector<std::size_t>& shape) {
+  std::size_t bytes = sizeof(T);
+  for (const std::size_t size : shape) bytes *= size;
+  auto memory = std::make_unique<Borrowed>(bytes);
+  const nb::capsule owner(memory.get(), [](void* borrowed) noexcept { delete static_cast<Borrowed*>(borrowed); });
+  return {memory.release()->data(), shape.size(), shape.data(), owner};
+}
+
 template <class T>
 void define(nb::module_& module) {
   module.def("linear_forward", &linear_forward<T>);
@@ -201,7 +216,7 @@ void define(nb::module_& module) {
   const auto none = nb::arg().none();
   // q, k, v, ridge, write, log_forget, matrix, association, constant, and then what is written
   module.def("mesa_forward", &mesa_forward<T>, nb::arg(), nb::arg(), nb::arg(), nb::arg(), none, none, none, none,
-             nb::arg(), nb::arg(), nb::arg(), none, none, nb::arg(), nb::arg());
+             nb::arg(), nb::arg(), nb::arg(), nb::arg(), none, none, nb::arg(), nb::arg());
   module.def("mesa_backward", &mesa_backward<T>, nb::arg(), nb::arg(), nb::arg(), nb::arg(), none, none, none, none,
              nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), none, none, none, none,
              nb::arg(), nb::arg());
@@ -217,6 +232,8 @@ NB_MODULE(_kernels, module) {
   module.def("mesa_saved_size_float", &mesa_saved_size<float>);
   module.def("mesa_saved_size_double", &mesa_saved_size<double>);
   module.def("instruction_sets", &known_instruction_sets);
+  module.def("recycled_float", &recycled<float>);
+  module.def("recycled_double", &recycled<double>);
   module.def("instruction_set", &instruction_set);
   module.def("use_instruction_set", &use_instruction_set);
 }

@@ -3,9 +3,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstdlib>
-#include <memory>
-#include <new>
 #include <system_error>
 #include <thread>
 #include <vector>
@@ -15,20 +12,9 @@
 #endif
 
 #include "kernels.h"
+#include "pool.h"
 
 namespace mesascope {
-
-class AlignedMemory {
- public:
-  explicit AlignedMemory(Index bytes) : data_(::operator new(std::size_t(bytes), std::align_val_t(64))) {}
-  ~AlignedMemory() { ::operator delete(data_, std::align_val_t(64)); }
-  AlignedMemory(const AlignedMemory&) = delete;
-  AlignedMemory& operator=(const AlignedMemory&) = delete;
-  void* data() const { return data_; }
-
- private:
-  void* data_;
-};
 
 // Runs `kernel` over all groups on at most `threads` threads. Each group is one thread's work from start to end, so
 // the result does not depend on how many there are.
@@ -41,9 +27,8 @@ void run_groups(const Kernel<Problem>& kernel, const Problem& problem, Index gro
   const Index workers = std::max<Index>(1, std::min<Index>(threads, groups));
   // a few blocks for each thread, so that one that is held up does not hold up the call
   const Index block = std::max<Index>(1, groups / (4 * workers));
-  const Index bytes = kernel.workspace(problem.size);
-  std::vector<std::unique_ptr<AlignedMemory>> memory;
-  for (Index worker = 0; worker < workers; ++worker) memory.push_back(std::make_unique<AlignedMemory>(bytes));
+  const Index bytes = (kernel.workspace(problem.size) + 63) / 64 * 64;
+  const Borrowed memory(std::size_t(workers * bytes));
   std::atomic<Index> next{0};
   const auto work = [&](void* workspace) {
     for (Index begin; (begin = next.fetch_add(block)) < groups;)
@@ -51,17 +36,17 @@ void run_groups(const Kernel<Problem>& kernel, const Problem& problem, Index gro
   };
 #if defined(_OPENMP)
 #pragma omp parallel num_threads(static_cast<int>(workers))
-  work(memory[omp_get_thread_num()]->data());
+  work(memory.data() + omp_get_thread_num() * bytes);
 #else
   std::vector<std::thread> others;
   for (Index worker = 1; worker < workers; ++worker) {
     try {
-      others.emplace_back(work, memory[worker]->data());
+      others.emplace_back(work, memory.data() + worker * bytes);
     } catch (const std::system_error&) {
       break;  // no more threads to be had: the ones there are do the work
     }
   }
-  work(memory[0]->data());
+  work(memory.data());
   for (std::thread& other : others) other.join();
 #endif
 }

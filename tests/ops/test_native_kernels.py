@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from mesascope.ops import linear_attention, softmax_attention
-from mesascope.ops.kernels import native_kernels
+from mesascope.ops import linear_attention, mesa_attention, softmax_attention
+from mesascope.ops.kernels import native_kernels, uninitialised
 from mesascope.ops.linear import linear_attention_product
 from mesascope.ops.mesa import native_operators
 from mesascope.ops.softmax import softmax_attention_product
@@ -93,6 +93,32 @@ def test_the_number_of_threads_changes_no_bit() -> None:
         return [*operands.run("native").values(), *operands.gradients("native").values()]
 
     assert all(torch.equal(one, other) for one, other in zip(run(1), run(3), strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_memory_is_used_again_only_when_no_tensor_holds_it(dtype: torch.dtype) -> None:
+    like, shape = torch.zeros(1, dtype=dtype), (7, 100_003)
+    first = uninitialised(like, shape)
+    assert first.dtype == dtype
+    assert first.shape == shape
+    assert first.is_contiguous()
+    address, part = first.data_ptr(), first[1:]
+    del first
+    assert uninitialised(like, shape).data_ptr() != address
+    part.fill_(1)
+    assert bool((part == 1).all())
+    del part
+    assert uninitialised(like, shape).data_ptr() == address
+
+
+def test_large_results_do_not_change_when_others_are_computed() -> None:
+    """Large enough to live in memory that is used again."""
+    drawn = draw(Case((2, 1100, 8, 16, 16))).to(torch.float32)
+    first = mesa_attention(drawn.q, drawn.k, drawn.v, drawn.ridge)
+    kept = first.clone()
+    second = mesa_attention(drawn.k, drawn.q, drawn.v, drawn.ridge)
+    assert torch.equal(first, kept)
+    assert not torch.equal(first, second)
 
 
 def test_softmax_with_logits_far_apart() -> None:

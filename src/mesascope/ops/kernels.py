@@ -3,7 +3,9 @@
 The environment variable MESASCOPE_NATIVE=0 hides them, so that everything runs on plain torch.
 """
 
+import math
 import os
+from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
 from types import ModuleType
@@ -53,3 +55,21 @@ def kernel_module() -> ModuleType:
     module = native_kernels()
     assert module is not None
     return module
+
+
+_SMALLEST_RECYCLED = 2**20
+"""Bytes from which memory is worth keeping: below, torch gets it from the C library without new pages."""
+
+
+def uninitialised(like: Tensor, shape: Sequence[int]) -> Tensor:
+    """Memory for a result in the dtype of `like`, a tensor that the kernels take.
+
+    Large results live in memory that earlier ones have given back: new pages cost as much as computing what is written
+    to them. At most 64 MiB are kept for it.
+    """
+    if math.prod(shape) * like.element_size() < _SMALLEST_RECYCLED:
+        return like.new_empty(shape)
+    kernels = kernel_module()
+    make = kernels.recycled_float if like.dtype == torch.float32 else kernels.recycled_double
+    recycled: Tensor = make(shape)
+    return recycled

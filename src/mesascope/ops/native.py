@@ -10,28 +10,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mesascope.ops.kernels import kernel_module
+from mesascope.ops.kernels import kernel_module, uninitialised
 from mesascope.ops.operators import Operator, operator
 
 
 @operator("linear_attention")
 def native_linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Causal linear attention, `[B, T, H, D] -> [B, T, H, Dv]`."""
-    o = _linear_output(q, k, v)
+    o = uninitialised(v, v.shape)
     kernel_module().linear_forward(q, k, v, o, torch.get_num_threads(), "auto")
     return o
 
 
 @operator("linear_attention_backward")
 def _linear_backward(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    gradients = _gradient_buffers(q, k, v, g)
+    gradients = _gradient_buffers(q, k, v)
     kernel_module().linear_backward(q, k, v, g, *gradients, torch.get_num_threads(), "auto")
     return gradients
 
 
 @operator("softmax_attention")
 def _softmax(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    o, normaliser = _softmax_outputs(q, k, v)
+    o, normaliser = uninitialised(v, v.shape), uninitialised(q, (*q.shape[:3], 2))
     scale = 1 / math.sqrt(q.shape[-1])
     kernel_module().softmax_forward(q, k, v, o, normaliser, scale, torch.get_num_threads())
     return o, normaliser
@@ -39,7 +39,7 @@ def _softmax(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 @operator("softmax_attention_backward")
 def _softmax_backward(q: Tensor, k: Tensor, v: Tensor, normaliser: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    gradients, scale = _gradient_buffers(q, k, v, normaliser, g), 1 / math.sqrt(q.shape[-1])
+    gradients, scale = _gradient_buffers(q, k, v), 1 / math.sqrt(q.shape[-1])
     kernel_module().softmax_backward(q, k, v, normaliser, g, *gradients, scale, torch.get_num_threads())
     return gradients
 
@@ -50,22 +50,14 @@ def native_softmax_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return output
 
 
-def _linear_output(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return v.new_empty(v.shape)
+def _gradient_buffers(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return uninitialised(q, q.shape), uninitialised(k, k.shape), uninitialised(v, v.shape)
 
 
-def _softmax_outputs(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    return v.new_empty(v.shape), q.new_empty((*q.shape[:3], 2))
-
-
-def _gradient_buffers(q: Tensor, k: Tensor, v: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
-
-
-native_linear_attention.register_fake(_linear_output)
-_softmax.register_fake(_softmax_outputs)
+native_linear_attention.register_fake(lambda q, k, v: v.new_empty(v.shape))
+_softmax.register_fake(lambda q, k, v: (v.new_empty(v.shape), q.new_empty((*q.shape[:3], 2))))
 for _operator in (_linear_backward, _softmax_backward):
-    _operator.register_fake(_gradient_buffers)
+    _operator.register_fake(lambda q, k, v, *_: tuple(operand.new_empty(operand.shape) for operand in (q, k, v)))
 
 
 def _keep_operands(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:

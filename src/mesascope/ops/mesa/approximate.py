@@ -123,7 +123,9 @@ def _operands(
     regularizer: Regularizer,
 ) -> Operands:
     check_regularizer(regularizer)
-    return prepare(q, k, v, ridge, log_forget, write)
+    operands = prepare(q, k, v, ridge, log_forget, write)
+    operands.check_finite()
+    return operands
 
 
 def _attend(operands: Operands, regularizer: Regularizer, solve: Callable[[Problem, Tensor], Tensor]) -> Tensor:

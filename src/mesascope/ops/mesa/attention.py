@@ -161,6 +161,7 @@ def mesa_attention_map(
         return uncompiled.mesa_attention_map(q, k, ridge, log_forget=log_forget, write=write, regularizer=regularizer)
     check_regularizer(regularizer)
     operands = prepare(q, k, k, ridge, log_forget, write)
+    operands.check_finite()
     if operands.empty():
         return q.transpose(1, 2) @ k.permute(0, 2, 3, 1) + operands.empty_output().sum()
     with _full_precision(q.device):

@@ -7,12 +7,24 @@ from torch import Tensor
 from mesascope.errors import InputError, suggest
 from mesascope.ops.mesa import chunked, native, reference
 from mesascope.ops.mesa.case import Case
+from mesascope.ops.mesa.checks import check_finite
 from mesascope.ops.mesa.state import MesaState
 
 Attend = Callable[[Case], tuple[Tensor, MesaState | None]]
 """A backend: the output, and the state where it is wanted."""
 
-PORTABLE: dict[str, Attend] = {"reference": reference.attend, "chunked": chunked.attend}
+
+def _checked(attend: Attend) -> Attend:
+    """The same where q, k and v are finite, and else an error. The native kernels see to it while they compute."""
+
+    def checked(case: Case) -> tuple[Tensor, MesaState | None]:
+        check_finite({"q": case.q, "k": case.k, "v": case.v})
+        return attend(case)
+
+    return checked
+
+
+PORTABLE: dict[str, Attend] = {"reference": _checked(reference.attend), "chunked": _checked(chunked.attend)}
 
 
 def native_available() -> bool:

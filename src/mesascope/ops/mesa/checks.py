@@ -18,6 +18,7 @@ from mesascope.ops.mesa.problem import Regularizer
 from mesascope.ops.operands import check_shapes
 
 _HALF = (torch.float16, torch.bfloat16)
+_LARGE = ("q", "k", "v")
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,10 @@ class Operands:
         tensors = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
+    def check_finite(self) -> None:
+        """Raise `InputError` if q, k or v has a value that is NaN or infinite."""
+        check_finite({name: getattr(self, name) for name in _LARGE})
+
     def empty(self) -> bool:
         """Whether there is no token to compute."""
         return 0 in self.q.shape[:3]
@@ -56,6 +61,8 @@ def prepare(
     q: Tensor, k: Tensor, v: Tensor, ridge: Tensor, log_forget: Tensor | None, write: Tensor | None
 ) -> Operands:
     """Check all operands; bring half precision to float32 and the ridge to `[B, H, D]`.
+
+    Whether q, k and v are finite, which takes a pass over each of them, is left to `check_finite`.
 
     Raises:
         InputError: names the operand, what it is and what is allowed.
@@ -84,8 +91,8 @@ def prepare(
 def check_regularizer(regularizer: str) -> None:
     """Raise an error unless there is such a regularizer."""
     known = get_args(Regularizer)
-    allowed = f"one of {known}; {suggest(str(regularizer), known)}"
-    require(regularizer in known, "regularizer", regularizer, allowed)
+    if regularizer not in known:
+        require(False, "regularizer", regularizer, f"one of {known}; {suggest(str(regularizer), known)}")
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -156,18 +163,32 @@ def _check_types(operands: Operands) -> None:
         require(allowed, name, operand.dtype, f"of the dtype of q ({q.dtype})")
 
 
+def without_copies(tensor: Tensor) -> Tensor:
+    """A view of the same numbers in which dimensions that were only expanded have size 1."""
+    return tensor[tuple(slice(None) if stride else slice(1) for stride in tensor.stride())]
+
+
 def _check_values(operands: Operands) -> None:
-    tensors = {name: tensor.detach() for name, tensor in operands.named().items() if tensor.numel()}
+    given = {name: tensor for name, tensor in operands.named().items() if name not in _LARGE and tensor.numel()}
+    small = {name: without_copies(tensor.detach()) for name, tensor in given.items()}
     # written so that NaN is refused as well
-    if "ridge" in tensors and not (smallest := float(tensors["ridge"].min())) > 0:
+    if "ridge" in small and not (smallest := float(small["ridge"].min())) > 0:
         raise InputError(f"ridge: got a smallest value of {smallest:.3g}, but it must be greater than 0")
-    if "write" in tensors and not (smallest := float(tensors["write"].min())) >= 0:
+    if "write" in small and not (smallest := float(small["write"].min())) >= 0:
         raise InputError(f"write: got a smallest value of {smallest:.3g}, but it must be at least 0")
-    if "log_forget" in tensors and not (largest := float(tensors["log_forget"].max())) <= 0:
+    if "log_forget" in small and not (largest := float(small["log_forget"].max())) <= 0:
         raise InputError(f"log_forget: got a largest value of {largest:.3g}, but it must be at most 0")
+    check_finite(small)
+
+
+def check_finite(tensors: dict[str, Tensor]) -> None:
+    """Raise an error that names the first tensor with a value that is NaN or infinite; do nothing while tracing."""
+    if tracing():
+        return
+    present = {name: tensor.detach() for name, tensor in tensors.items() if tensor.numel()}
     # a finite sum has finite terms only, and is the cheapest thing to ask; one that is not finite may have overflowed
-    if not math.isfinite(sum(tensor.sum() for tensor in tensors.values())):
-        for name, tensor in tensors.items():
+    if not math.isfinite(sum(tensor.sum() for tensor in present.values())):
+        for name, tensor in present.items():
             low, high = (float(value) for value in torch.aminmax(tensor))
             if not (math.isfinite(low) and math.isfinite(high)):
                 raise InputError(f"{name}: got values from {low:.3g} to {high:.3g}, but all of them must be finite")

@@ -4,6 +4,7 @@ Here is decided in which precision, and what the kernels cannot do is composed i
 `native_operators.py`.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +15,9 @@ from mesascope.errors import InputError
 from mesascope.ops.kernels import computable, native_kernels
 from mesascope.ops.mesa import chunked
 from mesascope.ops.mesa.case import Case
-from mesascope.ops.mesa.checks import tracing
+from mesascope.ops.mesa.checks import check_finite, tracing, without_copies
 from mesascope.ops.mesa.gated import remaining_at_end
-from mesascope.ops.mesa.native_operators import mesa_forward
+from mesascope.ops.mesa.native_operators import Inputs, differentiable_mesa_forward, mesa_forward
 from mesascope.ops.mesa.problem import LARGEST_RESIDUAL, Regularizer
 from mesascope.ops.mesa.state import MesaState
 
@@ -62,11 +63,10 @@ class _Conditioning:
 
 
 @torch.no_grad()
-def _conditioning(case: Case) -> _Conditioning:
-    squares = torch.linalg.vector_norm(case.k, dim=-1).square()
-    if case.write is not None:
-        squares = squares * case.write
-    largest, smallest = case.ridge.amax(-1), case.ridge.amin(-1)
+def _conditioning(case: Case, evidence: Tensor) -> _Conditioning:
+    total, largest_square, _ = evidence.unbind(-1)
+    ridge = without_copies(case.ridge)
+    largest, smallest = ridge.amax(-1), ridge.amin(-1)
     if case.state is not None:
         spread = case.state.matrix.diagonal(dim1=-2, dim2=-1)
         if case.regularizer == "constant":
@@ -75,7 +75,7 @@ def _conditioning(case: Case) -> _Conditioning:
             largest, smallest = 1 / spread.amin(-1), 1 / spread.amax(-1)
     if case.log_forget is not None and case.regularizer == "initial":
         smallest = smallest * case.log_forget.sum(1).exp()
-    condition, gain = (largest + squares.sum(1)) / smallest, squares.amax(1) / smallest
+    condition, gain = (largest + total) / smallest, largest_square / smallest
     return _Conditioning(float(condition.max()), float(gain.max()))
 
 
@@ -96,11 +96,9 @@ def attend(case: Case) -> tuple[Tensor, MesaState | None]:
         )
     if state is not None and not _usable(state):
         return chunked.attend(case)
-    single = k.dtype == torch.float32
     # the gradient of a state takes two products with its inverse
-    tracked_state = torch.is_grad_enabled() and state is not None and state.matrix.requires_grad
-    if not _conditioning(case).allow(k.dtype) or (single and tracked_state):
-        return _in_double(case) if single else chunked.attend(case)
+    if k.dtype == torch.float32 and torch.is_grad_enabled() and state is not None and state.matrix.requires_grad:
+        return _in_double(case)
     matrix = association = None
     if state is not None:
         matrix, association = (state.matrix + state.matrix.mT) / 2, state.association
@@ -109,12 +107,21 @@ def attend(case: Case) -> tuple[Tensor, MesaState | None]:
     if regularizer == "constant" and not constant and matrix is not None:
         # nothing is forgotten, so the ridge may as well be: H_0 = C_0 + ridge
         start = torch.linalg.inv(matrix.double() + torch.diag_embed(ridge.double())).to(k.dtype)
-    operands = (q, k, v, ridge[:, None], write, log_forget, start, association)
-    tracked = torch.is_grad_enabled() and any(operand is not None and operand.requires_grad for operand in operands)
-    o, _, final_matrix, final_association = mesa_forward(*operands, constant, tracked, return_state)
+    inputs = Inputs(q, k, v, ridge, write, log_forget, start, association, constant)
+    tracked = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
+    final_matrix = final_association = None
+    if tracked:
+        o, evidence = differentiable_mesa_forward(inputs)
+    else:
+        o, evidence, _, final_matrix, final_association = mesa_forward(inputs, final=return_state)
+    # looked at while they were read, which is cheaper than reading them once more before
+    if not math.isfinite(evidence[..., 2].sum()):
+        check_finite({"q": q, "k": k, "v": v})
+    if not _conditioning(case, evidence).allow(k.dtype):
+        return _in_double(case) if k.dtype == torch.float32 else chunked.attend(case)
     if not return_state:
         return o, None
-    if tracked or regularizer == "constant":
+    if final_matrix is None or final_association is None or regularizer == "constant":
         final_matrix, final_association = _final_state(k, v, ridge, log_forget, write, regularizer, matrix, association)
     return o, MesaState(regularizer, final_matrix, final_association)
 

@@ -1,157 +1,174 @@
-"""The native kernels of mesa attention as operators that torch knows.
+"""Calls of the native kernels of mesa attention, and their gradient.
 
 One pass over the tokens forward, two backward (arXiv 2309.05858, eqs. 4-20 and appendix C.2); kept for the backward
-pass are numbers of twice the size of k. Under torch.compile it is two opaque calls; vmap does not map it.
+pass are numbers of twice the size of k.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from mesascope.ops.kernels import kernel_module
-from mesascope.ops.operators import operator
+from mesascope.ops.kernels import kernel_module, uninitialised
 
 _LAYOUT = "auto"
 
 
-@operator("mesa_attention")
-def mesa_forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    ridge: Tensor,
-    write: Tensor | None,
-    log_forget: Tensor | None,
-    matrix: Tensor | None,
-    association: Tensor | None,
-    constant: bool,
-    save: bool,
-    final: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """o, what the backward pass needs, the final matrix and G_T; empty what is not asked for.
+class Inputs(NamedTuple):
+    """What the kernels read, all of one dtype, on the CPU.
 
-    `matrix` is H_0^-1, or C_0 if `constant`.
+    Attributes:
+        q, k: `[B, T, H, D]`.
+        v: `[B, T, H, Dv]`.
+        ridge: `[B, H, D]`.
+        write, log_forget: `[B, T, H]` or None.
+        matrix: H_0^-1, or C_0 if `constant`, `[B, H, D, D]`; or None.
+        association: G_0, `[B, H, Dv, D]`, or None.
+        constant: whether the ridge is not forgotten.
     """
-    kernels = kernel_module()
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    ridge: Tensor
+    write: Tensor | None
+    log_forget: Tensor | None
+    matrix: Tensor | None
+    association: Tensor | None
+    constant: bool
+
+    def arguments(self) -> tuple[Any, ...]:
+        """In the order of the kernels."""
+        starts = (None if start is None else start.contiguous() for start in (self.matrix, self.association))
+        return (self.q, self.k, self.v, self.ridge[:, None], self.write, self.log_forget, *starts, self.constant)
+
+
+class Results(NamedTuple):
+    """What the forward kernel writes.
+
+    Attributes:
+        o: `[B, T, H, Dv]`.
+        evidence: `[B, H, 3]`: the sum and the maximum over time of write |k|^2, and 0; NaN unless q, k, v are finite.
+        saved: what the backward kernel needs.
+        matrix, association: the final H_T^-1, or C_T if `constant`, and G_T; None unless asked for.
+    """
+
+    o: Tensor
+    evidence: Tensor
+    saved: Tensor
+    matrix: Tensor | None = None
+    association: Tensor | None = None
+
+
+def mesa_forward(inputs: Inputs, *, final: bool) -> Results:
+    """The forward pass, without gradients."""
+    return _run(inputs, save=False, final=final)
+
+
+def differentiable_mesa_forward(inputs: Inputs) -> tuple[Tensor, Tensor]:
+    """`o` and `evidence`, the former differentiable once."""
+    o, evidence, _ = _MesaAttention.apply(*inputs)  # type: ignore[no-untyped-call]
+    return o, evidence
+
+
+def _run(inputs: Inputs, *, save: bool, final: bool) -> Results:
+    k, v, kernels = inputs.k, inputs.v, kernel_module()
+    (batch, time, heads, d), d_v = k.shape, v.shape[-1]
     saved_size = kernels.mesa_saved_size_float if k.dtype == torch.float32 else kernels.mesa_saved_size_double
-    buffers = _outputs(k, v, saved_size(*k.shape, v.shape[-1], _LAYOUT) if save else 0, final)
-    o, saved, *finals = buffers
-    start = (_contiguous(matrix), _contiguous(association), constant)
-    written = (o, saved, *(_present(buffer) for buffer in finals))
-    kernels.mesa_forward(q, k, v, ridge, write, log_forget, *start, *written, torch.get_num_threads(), _LAYOUT)
-    return buffers
-
-
-def _outputs(k: Tensor, v: Tensor, saved: Any, final: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Memory for the results of `mesa_forward`."""
-    (batch, _, heads, d), d_v = k.shape, v.shape[-1]
-    sizes = ((batch, heads, d, d), (batch, heads, d_v, d)) if final else ((0,), (0,))
-    return v.new_empty(v.shape), k.new_empty(saved), k.new_empty(sizes[0]), k.new_empty(sizes[1])
-
-
-@operator("mesa_attention_backward")
-def _backward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    ridge: Tensor,
-    write: Tensor | None,
-    log_forget: Tensor | None,
-    matrix: Tensor | None,
-    association: Tensor | None,
-    constant: bool,
-    saved: Tensor,
-    g: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v, ridge `[B, H, D]`, write; the penalties, dG_0, the sum of pairs; empty if not needed."""
-    buffers = _gradient_buffers(q, k, v, ridge, write, log_forget, matrix, association, constant)
-    start = (_contiguous(matrix), _contiguous(association), constant)
-    written = (*buffers[:4], *(_present(buffer) for buffer in buffers[4:]))
-    kernel_module().mesa_backward(
-        q, k, v, ridge, write, log_forget, *start, saved, g, *written, torch.get_num_threads(), _LAYOUT
+    results = Results(
+        uninitialised(v, v.shape),
+        k.new_empty(batch, heads, 3),
+        uninitialised(k, (saved_size(batch, time, heads, d, d_v, _LAYOUT) if save else 0,)),
+        k.new_empty(batch, heads, d, d) if final else None,
+        k.new_empty(batch, heads, d_v, d) if final else None,
     )
-    return buffers
+    kernels.mesa_forward(*inputs.arguments(), *results, torch.get_num_threads(), _LAYOUT)
+    return results
 
 
-def _gradient_buffers(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    ridge: Tensor,
-    write: Tensor | None,
-    log_forget: Tensor | None,
-    matrix: Tensor | None,
-    association: Tensor | None,
-    constant: bool,
-    *_: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Memory for the results of `_backward`, from its operands."""
-    (batch, _time, heads, d), d_v = k.shape, v.shape[-1]
+class _Gradients(NamedTuple):
+    """What the backward kernel writes; None what is not needed.
+
+    Attributes:
+        q, k, v, ridge, write: of the shapes of the operands; `ridge` also if it is in the state.
+        penalty: sum_d ridge_d w_(t,d) q~_(t,d), `[B, T, H]`.
+        association: `[B, H, Dv, D]`.
+        pairs: -dL/dH_0, `[B, H, D, D]`.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    ridge: Tensor
+    write: Tensor | None
+    penalty: Tensor | None
+    association: Tensor | None
+    pairs: Tensor | None
+
+
+def _run_backward(inputs: Inputs, saved: Tensor, g: Tensor) -> _Gradients:
+    q, k, v, ridge, write, log_forget, matrix, association, constant = inputs
     gated = write is not None or log_forget is not None
-    return (
-        q.new_empty(q.shape),
-        k.new_empty(k.shape),
-        v.new_empty(v.shape),
-        k.new_empty(batch, heads, d),
-        k.new_empty(k.shape[:3] if gated else 0),
-        k.new_empty(k.shape[:3] if constant else 0),
-        k.new_empty(0 if association is None else (batch, heads, d_v, d)),
-        k.new_empty(0 if matrix is None else (batch, heads, d, d)),
+    gradients = _Gradients(
+        uninitialised(q, q.shape),
+        uninitialised(k, k.shape),
+        uninitialised(v, v.shape),
+        k.new_empty(ridge.shape),
+        k.new_empty(k.shape[:3]) if gated else None,
+        k.new_empty(k.shape[:3]) if constant else None,
+        None if association is None else k.new_empty(association.shape),
+        None if matrix is None else k.new_empty(matrix.shape),
     )
+    kernel_module().mesa_backward(*inputs.arguments(), saved, g, *gradients, torch.get_num_threads(), _LAYOUT)
+    return gradients
 
 
-def _present(buffer: Tensor) -> Tensor | None:
-    """An operator returns tensors only, so that an empty one stands for none; the kernels want None."""
-    return buffer if buffer.numel() else None
+class _MesaAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        return _run(Inputs(*inputs), save=True, final=False)[:3]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        *tensors, ctx.constant = inputs
+        o, evidence, saved = output
+        ctx.mark_non_differentiable(evidence, saved)
+        # or the backward pass gets zeros of the size of `saved`
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors, saved, o)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        if g is None:
+            return (None,) * len(Inputs._fields)
+        q, k, v, ridge, write, log_forget, matrix, association, saved, o = ctx.saved_tensors
+        inputs = Inputs(q, k, v, ridge, write, log_forget, matrix, association, ctx.constant)
+        found = _run_backward(inputs, saved, g)
+        dforget = None if inputs.log_forget is None else _forget_gradient(inputs, found, o, g)
+        dmatrix = None if inputs.matrix is None else _matrix_gradient(inputs, found)
+        dridge = None if inputs.matrix is not None and not inputs.constant else found.ridge
+        dwrite = None if inputs.write is None else found.write
+        return found.q, found.k, found.v, dridge, dwrite, dforget, dmatrix, found.association, None
 
 
-def _contiguous(matrix: Tensor | None) -> Tensor | None:
-    return None if matrix is None else matrix.contiguous()
+def _forget_gradient(inputs: Inputs, found: _Gradients, o: Tensor, g: Tensor) -> Tensor:
+    assert found.write is not None
+    terms = (g * o).sum(-1, dtype=torch.float64) - (found.q * inputs.q).sum(-1, dtype=torch.float64)
+    terms -= found.write.double() * (1 if inputs.write is None else inputs.write)
+    if found.penalty is not None:
+        terms += found.penalty
+    # of both signs: summed in float64, or the first tokens of a long sequence keep few digits
+    return terms.flip(1).cumsum(1).flip(1).to(o.dtype)
 
 
-@mesa_forward.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    *_, save, final = others
-    return _outputs(k, v, torch.library.get_ctx().new_dynamic_size() if save else 0, final)
-
-
-_backward.register_fake(_gradient_buffers)
-
-
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.constant, _, _ = inputs
-    o, saved, *_ = output
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(*tensors, saved, o)
-
-
-def _gradients(ctx: Any, g: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    *operands, saved, o = ctx.saved_tensors
-    q, k, _, _, write, log_forget, matrix, association = operands
-    dq, dk, dv, dridge, dwrite, penalty, dassociation, pairs = _backward(*operands, ctx.constant, saved, g)
-    dforget = dmatrix = None
-    if log_forget is not None:
-        terms = (g * o).sum(-1, dtype=torch.float64) - (dq * q).sum(-1, dtype=torch.float64)
-        terms -= dwrite.double() * (1 if write is None else write)
-        if ctx.constant:
-            terms += penalty
-        # of both signs: summed in float64, or the first tokens of a long sequence keep few digits
-        dforget = terms.flip(1).cumsum(1).flip(1).to(k.dtype)
-    if matrix is not None:
-        dmatrix = -pairs.double()
-        if not ctx.constant:
-            # pairs are -dL/dH_0, and R_0 = H_0^-1
-            start = torch.linalg.inv(matrix.double())
-            dmatrix = -start @ dmatrix @ start
-        dmatrix = ((dmatrix + dmatrix.mT) / 2).to(k.dtype)
-    without_ridge = matrix is not None and not ctx.constant
-    return (
-        *(dq, dk, dv, None if without_ridge else dridge[:, None]),
-        *(None if write is None else dwrite, dforget, dmatrix, None if association is None else dassociation),
-        *(None, None, None),
-    )
-
-
-mesa_forward.register_autograd(_gradients, setup_context=_keep)
-_backward.refuse_gradient()
+def _matrix_gradient(inputs: Inputs, found: _Gradients) -> Tensor:
+    assert inputs.matrix is not None
+    assert found.pairs is not None
+    gradient = -found.pairs.double()
+    if not inputs.constant:
+        # pairs are -dL/dH_0, and R_0 = H_0^-1
+        start = torch.linalg.inv(inputs.matrix.double())
+        gradient = -start @ gradient @ start
+    return ((gradient + gradient.mT) / 2).to(inputs.matrix.dtype)
