@@ -136,3 +136,10 @@ def test_markup_in_texts_is_shown_as_it_is() -> None:
 def test_the_same_figure_gives_the_same_json() -> None:
     drawn = figure(lines(SEEDS), HeatmapPanel("m", "c", "r", np.eye(3)))
     assert to_plotly(drawn).to_json() == to_plotly(drawn).to_json()
+
+
+def test_a_single_panel_may_have_a_legend_higher_than_itself() -> None:
+    many = [Line(f"a hypothesis with a long name, number {number}", X, X + number) for number in range(40)]
+    drawing = to_plotly(figure(lines(*many), columns=1))
+    assert len(drawing.data) == 40
+    assert drawing.layout.height > 1000

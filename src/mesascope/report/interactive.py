@@ -39,7 +39,7 @@ def to_plotly(figure: Figure) -> "PlotlyFigure":
         rows,
         columns,
         subplot_titles=[_text(panel.title, 60) for panel in figure.panels],
-        vertical_spacing=gap / inner,
+        vertical_spacing=gap / inner if rows > 1 else 0,
         horizontal_spacing=0.22 / columns,
     )
     for index, panel in enumerate(figure.panels):
