@@ -3,9 +3,11 @@
 // result that is wrong, that was not written, or that was written where it does not belong.
 #include <cstdio>
 #include <cstdlib>
-#include <optional>
-#include <stdexcept>
+#include <limits>
+#include <new>
 #include <string>
+#include <thread>
+#include <vector>
 
 #include "instruction_sets.h"
 #include "naive.h"
@@ -34,6 +36,19 @@ constexpr Gates all_gates[] = {{false, false, 0, false}, {true, false, 0, false}
 std::mt19937_64 random_numbers(0);
 double normal() { return std::normal_distribution<double>()(random_numbers); }
 double uniform(double low, double high) { return std::uniform_real_distribution<double>(low, high)(random_numbers); }
+
+// A block of exactly as many bytes, so that a sanitizer sees one too many; the kernels' own memory is rounded up.
+class Exact {
+ public:
+  explicit Exact(Index bytes) : data_(::operator new(std::size_t(bytes), std::align_val_t(64))) {}
+  ~Exact() { ::operator delete(data_, std::align_val_t(64)); }
+  Exact(const Exact&) = delete;
+  Exact& operator=(const Exact&) = delete;
+  void* data() const { return data_; }
+
+ private:
+  void* data_;
+};
 
 // What is being tested, for the message of a failure, and the worst error so far.
 struct Report {
@@ -87,7 +102,10 @@ struct Gradients {
 
 template <class T, class Problem>
 void run(const KernelSet<T>& set, const Kernel<Problem>& kernel, const Problem& problem, int threads) {
-  run_groups(kernel, problem, (problem.size.all_heads() + set.heads_per_group - 1) / set.heads_per_group, threads);
+  const Index groups = (problem.size.all_heads() + set.heads_per_group - 1) / set.heads_per_group;
+  if (threads > 1) return run_groups(kernel, problem, groups, threads);
+  const Exact memory(kernel.workspace(problem.size));
+  kernel.run(problem, 0, groups, memory.data());
 }
 
 template <class T>
@@ -158,6 +176,7 @@ void test_mesa(const KernelSet<T>& set, const Sizes& size, Memory memory, const 
 
   const Memory out = output_memory(memory);
   const Tensor<T> o({batch, time, heads, dim_v}, out);
+  const Tensor<T> evidence({batch, 1, heads, 3}, out), evidence_alone({batch, 1, heads, 3}, out);
   const Tensor<T> final_matrix({batch, heads, dim, dim}, Memory::contiguous);
   const Tensor<T> final_association({batch, heads, dim_v, dim}, Memory::contiguous);
   const Gradients<T> gradients(size, out);
@@ -165,7 +184,7 @@ void test_mesa(const KernelSet<T>& set, const Sizes& size, Memory memory, const 
   const Tensor<T> dassociation({batch, heads, dim_v, dim}, Memory::contiguous);
   const Tensor<T> pairs({batch, heads, dim, dim}, Memory::contiguous);
   const Index groups = (size.all_heads() + set.heads_per_group - 1) / set.heads_per_group;
-  const AlignedMemory saved(groups * set.saved(size) * Index(sizeof(T)));
+  const Exact saved(groups * set.saved(size) * Index(sizeof(T)));
 
   MesaProblem<T> problem;
   problem.size = size, problem.q = operands.q, problem.k = operands.k, problem.v = operands.v, problem.ridge = ridge;
@@ -173,12 +192,14 @@ void test_mesa(const KernelSet<T>& set, const Sizes& size, Memory memory, const 
   if (gates.forget) problem.log_forget = log_forget;
   problem.constant = gates.constant;
   if (with_state) problem.matrix = matrix.data(), problem.association = association.data();
-  problem.o = o;
+  problem.o = o, problem.evidence = evidence_alone;
 
   // without anything for the backward pass, then with it
   run(set, set.mesa_forward, problem, threads);
   const Vector output = naive_mesa(problem).o;
   report.check("o alone", o, output);
+  report.check("evidence alone", evidence_alone, naive_evidence(problem));
+  problem.evidence = evidence;
   problem.saved = static_cast<T*>(saved.data());
   problem.final_matrix = final_matrix.data(), problem.final_association = final_association.data();
   run(set, set.mesa_forward, problem, threads);
@@ -191,6 +212,7 @@ void test_mesa(const KernelSet<T>& set, const Sizes& size, Memory memory, const 
 
   const Results expected = naive_mesa(problem);
   report.check("o", o, expected.o);
+  report.check("evidence", evidence, naive_evidence(problem));
   report.check("final matrix", final_matrix, expected.final_matrix);
   report.check("final association", final_association, expected.final_association);
   gradients.check(report, expected);
@@ -201,6 +223,58 @@ void test_mesa(const KernelSet<T>& set, const Sizes& size, Memory memory, const 
     report.check("dassociation", dassociation, expected.dassociation);
     report.check("pairs", pairs, expected.pairs);
   }
+}
+
+// A value that is not finite, anywhere in q, k or v, is seen.
+template <class T>
+void test_evidence(const KernelSet<T>& set, Report& report) {
+  const Sizes size{2, 9, 3, 5, 4};
+  Operands<T> operands(size, Memory::gaps);
+  const Tensor<T> ridge({2, 1, 3, 5}, Memory::contiguous, [] { return 1; });
+  for (const Tensor<T>* const operand : {&operands.q, &operands.k, &operands.v}) {
+    for (const T bad : {std::numeric_limits<T>::infinity(), -std::numeric_limits<T>::infinity(),
+                        std::numeric_limits<T>::quiet_NaN()}) {
+      const Index last = size.dim - 1 - (operand == &operands.v);
+      const Operand<T> where = *operand;
+      T& number = where.data[where.batch + 7 * where.time + 2 * where.head + last * where.dim];
+      const T before = number;
+      number = bad;
+      const Tensor<T> o({2, 9, 3, 4}, Memory::contiguous), evidence({2, 1, 3, 3}, Memory::contiguous);
+      MesaProblem<T> problem;
+      problem.size = size, problem.q = operands.q, problem.k = operands.k, problem.v = operands.v;
+      problem.ridge = ridge, problem.o = o, problem.evidence = evidence;
+      run(set, set.mesa_forward, problem, 1);
+      number = before;
+      for (Index head = 0; head < 6; ++head) {
+        const bool seen = std::isnan(evidence.data()[3 * head + 2]);
+        if (seen == (head == 5)) continue;
+        std::printf("FAILED %s: %g in the last head, and head %ld says it is %s\n", report.place.c_str(), double(bad),
+                    long(head), seen ? "not finite" : "finite");
+        std::exit(1);
+      }
+    }
+  }
+}
+
+// Calls from several threads at once, as autograd makes them, share the memory that is kept for the next call.
+template <class T>
+void test_calls_at_once(const KernelSet<T>& set, Report& report) {
+  const Sizes size{3, 21, 7, 5, 6};
+  const Operands<T> operands(size, Memory::contiguous);
+  std::vector<Tensor<T>> outputs;
+  for (int caller = 0; caller < 4; ++caller) outputs.emplace_back(Shape{3, 21, 7, 6}, Memory::contiguous);
+  LinearProblem<T> problem;
+  problem.size = size, problem.q = operands.q, problem.k = operands.k, problem.v = operands.v, problem.g = operands.g;
+  std::vector<std::thread> callers;
+  for (const Tensor<T>& output : outputs) {
+    callers.emplace_back([&set, &output, problem]() mutable {
+      problem.o = output;
+      for (int round = 0; round < 20; ++round) run(set, set.linear_forward, problem, 2);
+    });
+  }
+  for (std::thread& caller : callers) caller.join();
+  const Results expected = naive_linear(problem);
+  for (const Tensor<T>& output : outputs) report.check("o", output, expected.o);
 }
 
 std::string text(const Sizes& size) {
@@ -235,6 +309,10 @@ void test_set(const KernelSet<T>& set, const std::string& name, double limit) {
       }
     }
   }
+  report.place = name + ", calls at once";
+  test_calls_at_once(set, report);
+  report.place = name + ", values that are not finite";
+  test_evidence(set, report);
   std::printf("%-24s %6ld results, worst relative error %.1e\n", name.c_str(), report.results, report.worst);
   std::fflush(stdout);
 }

@@ -177,6 +177,24 @@ Results naive_mesa(const mesascope::MesaProblem<T>& problem) {
   return results;
 }
 
+// [B, 1, H, 3]: sum and maximum over time of write |k|^2, and 0
+template <class T>
+Vector naive_evidence(const mesascope::MesaProblem<T>& problem) {
+  Vector result;
+  for (Index b = 0; b < problem.size.batch; ++b) {
+    for (Index h = 0; h < problem.size.heads; ++h) {
+      double sum = 0, largest = 0;
+      for (Index t = 0; t < problem.size.time; ++t) {
+        const Vector k = row(problem.k, b, t, h, problem.size.dim);
+        const double size = dot(k, k) * (problem.write.data ? get(problem.write, b, t, h) : 1.0);
+        sum += size, largest = std::max(largest, size);
+      }
+      append(result, {sum, largest, 0});
+    }
+  }
+  return result;
+}
+
 // Linear and softmax attention: out of weights w_ti and their derivatives dw_ti / d(q_t . k_i).
 template <class Problem, class Weights>
 Results naive_map(const Problem& problem, Weights weigh) {
