@@ -12,7 +12,7 @@ template <class Layout>
 struct LinearForward {
   using T = typename Layout::Number;
   using Element = typename Layout::Element;
-  static constexpr Index chunk = 16;
+  static constexpr Index chunk = Layout::chunk;
 
   View<Element> q, k, v, o, scores, past, scratch;
   Index bytes;
@@ -32,6 +32,10 @@ struct LinearForward {
     clear<Layout>(past, 0, dim);
     for (Index start = 0; start < time; start += chunk) {
       const Index n = time - start < chunk ? time - start : chunk;
+      prefetch_rows(problem.q, group, problem.size, start + n, chunk, dim);
+      prefetch_rows(problem.k, group, problem.size, start + n, chunk, dim);
+      prefetch_rows(problem.v, group, problem.size, start + n, chunk, dim_v);
+      prefetch_rows<true>(problem.o, group, problem.size, start, n, dim_v);
       load_rows(q, problem.q, group, start, n, dim);
       load_rows(k, problem.k, group, start, n, dim);
       load_rows(v, problem.v, group, start, n, dim_v);
@@ -53,15 +57,19 @@ template <class Layout>
 struct LinearBackward {
   using T = typename Layout::Number;
   using Element = typename Layout::Element;
-  static constexpr Index chunk = 16;
+  static constexpr Index chunk = Layout::chunk;
 
   View<Element> q, k, v, g, out, out_v, scores, past, future, scratch, scratch_v, future_t;
+  Rows<Layout> keys, values, gradients;
+  bool kept;
   Index bytes;
 
   LinearBackward(const Sizes& size, void* memory) {
     Workspace<Layout> space(memory);
-    q = space.matrix(chunk, size.dim), k = space.matrix(chunk, size.dim), out = space.matrix(chunk, size.dim);
-    v = space.matrix(chunk, size.dim_v), g = space.matrix(chunk, size.dim_v), out_v = space.matrix(chunk, size.dim_v);
+    kept = keep_rows<Layout>(size);
+    keys.allocate(space, size.time, size.dim, kept, chunk), values.allocate(space, size.time, size.dim_v, kept, chunk);
+    gradients.allocate(space, size.time, size.dim_v, kept, chunk);
+    q = space.matrix(chunk, size.dim), out = space.matrix(chunk, size.dim), out_v = space.matrix(chunk, size.dim_v);
     scores = space.matrix(chunk, chunk);
     past = space.matrix(size.dim_v, size.dim), future = space.matrix(size.dim_v, size.dim);
     scratch = space.matrix(size.dim, chunk), scratch_v = space.matrix(size.dim_v, chunk);
@@ -76,6 +84,8 @@ struct LinearBackward {
     clear<Layout>(future, 0, dim_v);
     for (Index start = 0; start < time; start += chunk) {
       const Index n = load_chunk(problem, group, start);
+      prefetch_chunk(problem, group, start + n);
+      prefetch_rows<true>(problem.dq, group, problem.size, start, n, dim);
       const auto v_t = transposed<Layout>(constant(v), chunk, dim_v, scratch_v);
       product<Layout, Into::assign, Part::all, Part::lower>(scores, constant(g), v_t, n, n, dim_v);
       keep<Layout, Part::lower>(scores, n, chunk);
@@ -85,7 +95,13 @@ struct LinearBackward {
       store_rows(problem.dq, constant(out), group, start, n, dim);
     }
     for (Index start = (time - 1) / chunk * chunk; start >= 0; start -= chunk) {
-      const Index n = load_chunk(problem, group, start);
+      const Index n = kept ? find_chunk(problem.size, start) : load_chunk(problem, group, start);
+      if (start > 0) {
+        if (!kept) prefetch_chunk(problem, group, start - chunk);
+        prefetch_rows(problem.q, group, problem.size, start - chunk, chunk, dim);
+      }
+      prefetch_rows<true>(problem.dk, group, problem.size, start, n, dim);
+      prefetch_rows<true>(problem.dv, group, problem.size, start, n, dim_v);
       load_rows(q, problem.q, group, start, n, dim);
       clear<Layout>(q, n, chunk);
       const bool last = start + n == time;
@@ -109,9 +125,22 @@ struct LinearBackward {
   }
 
  private:
+  void prefetch_chunk(const LinearProblem<T>& problem, const Group<Layout>& group, Index start) {
+    const Sizes& size = problem.size;
+    prefetch_rows(problem.k, group, size, start, chunk, size.dim);
+    prefetch_rows(problem.v, group, size, start, chunk, size.dim_v);
+    prefetch_rows(problem.g, group, size, start, chunk, size.dim_v);
+  }
+
+  // points k, v and g at the chunk that begins at `start` and returns its length
+  Index find_chunk(const Sizes& size, Index start) {
+    k = keys.at(start), v = values.at(start), g = gradients.at(start);
+    return size.time - start < chunk ? size.time - start : chunk;
+  }
+
   Index load_chunk(const LinearProblem<T>& problem, const Group<Layout>& group, Index start) {
     const Sizes& size = problem.size;
-    const Index n = size.time - start < chunk ? size.time - start : chunk;
+    const Index n = find_chunk(size, start);
     load_rows(k, problem.k, group, start, n, size.dim);
     load_rows(v, problem.v, group, start, n, size.dim_v);
     load_rows(g, problem.g, group, start, n, size.dim_v);

@@ -171,37 +171,60 @@ struct Evidence {
   }
 };
 
-// R at the beginning: the incoming inverse, or 1 / ridge on the diagonal
-template <class Layout, class T, class Element>
-inline void initial_inverse(View<Element> inverse, const MesaProblem<T>& problem, const Group<Layout>& group,
-                            View<Element> row) {
-  const Index dim = problem.size.dim;
-  clear<Layout>(inverse, 0, dim);
-  if (problem.matrix != nullptr) {
-    load_matrix(inverse, problem.matrix, problem.size, group, dim, dim);
-    return;
+// R = H'^-1 before a chunk, from the incoming inverse or 1 / ridge on the diagonal.
+template <class Layout>
+struct Inverse {
+  using T = typename Layout::Number;
+  using Element = typename Layout::Element;
+  using Vector = typename Layout::Vector;
+
+  View<Element> matrix, reciprocals;
+  bool diagonal;  // and then only the reciprocals of the ridge are set
+
+  void allocate(Workspace<Layout>& space, Index dim) {
+    matrix = space.matrix(dim, dim), reciprocals = space.matrix(1, dim);
   }
-  load_rows(row, problem.ridge, group, 0, 1, dim);
-  for (Index d = 0; d < dim; ++d) inverse.data[d * inverse.rows + d] = T(1) / row.data[d];
-}
+
+  void begin(const MesaProblem<T>& problem, const Group<Layout>& group) {
+    const Index dim = problem.size.dim;
+    diagonal = problem.matrix == nullptr;
+    if (!diagonal) return load_matrix(matrix, problem.matrix, problem.size, group, dim, dim);
+    load_rows(reciprocals, problem.ridge, group, 0, 1, dim);
+    for (Index d = 0; d < dim; ++d) reciprocals.data[d] = T(1) / reciprocals.data[d];
+  }
+
+  // y = x R for n rows
+  void multiply(View<Element> y, View<const Element> x, Index n, Index dim) const {
+    if (!diagonal) return product<Layout, Into::assign>(y, x, constant(matrix), n, dim, dim);
+    for (Index t = 0; t < n; ++t)
+      for (Index d = 0; d < dim; d += Layout::width)
+        store(y.data + t * y.rows + d, Vector(load<Vector>(x.data + t * x.rows + d) * load<Vector>(reciprocals.data + d)));
+  }
+
+  // R <- (R - Y^T Y) / m
+  void update(View<const Element> gains, const Gates<Layout>& gates, Index n, Index dim) {
+    if (diagonal) spread(dim);
+    symmetric_product<Layout, Into::subtract>(matrix, gains, gains, dim, n);
+    mirror<Layout>(matrix, dim);
+    if (gates.any) scale<Layout>(matrix, Element(T(1) / gates.last_decay), dim, dim);
+  }
+
+  void spread(Index dim) {
+    clear<Layout>(matrix, 0, dim);
+    for (Index d = 0; d < dim; ++d) matrix.data[d * matrix.rows + d] = reciprocals.data[d];
+    diagonal = false;
+  }
+};
 
 // x <- H'_t^-1 x_t for every row of the chunk: x R - lower(x Y^T) Y, into `solved`
 template <class Layout, class Element>
-inline void solve_rows(View<Element> solved, View<const Element> x, View<const Element> inverse,
+inline void solve_rows(View<Element> solved, View<const Element> x, const Inverse<Layout>& inverse,
                        View<const Element> gains, View<const Element> gains_t, View<Element> scores, Index n,
                        Index dim) {
   product<Layout, Into::assign, Part::all, Part::lower>(scores, x, gains_t, n, n, dim);
   keep<Layout, Part::lower>(scores, n, Layout::chunk);
-  product<Layout, Into::assign>(solved, x, inverse, n, dim, dim);
+  inverse.multiply(solved, x, n, dim);
   product<Layout, Into::subtract, Part::lower>(solved, constant(scores), gains, n, dim, n);
-}
-
-// R <- (R - Y^T Y) / m
-template <class Layout, class Element>
-inline void update_inverse(View<Element> inverse, View<const Element> gains, const Gates<Layout>& gates, Index n,
-                           Index dim) {
-  product<Layout, Into::subtract>(inverse, gains.transposed(), gains, dim, dim, n);
-  if (gates.any) scale<Layout>(inverse, Element(typename Layout::Number(1) / gates.last_decay), dim, dim);
 }
 
 // For a ridge that is not forgotten, where the tokens share no factor: H_t = C_t + diag(ridge), one Cholesky
@@ -289,7 +312,8 @@ struct MesaForward {
   using Element = typename Layout::Element;
   static constexpr Index chunk = Layout::chunk;
 
-  View<Element> q, k, v, o, key, solved, gains, gram, scores, inverse, past, scratch;
+  View<Element> q, k, v, o, key, solved, gains, gram, scores, past, scratch;
+  Inverse<Layout> inverse;
   Gates<Layout> gates;
   Evidence<Layout> evidence;
   TokenSolver<Layout> tokens;
@@ -302,7 +326,7 @@ struct MesaForward {
     v = space.matrix(chunk, size.dim_v), o = space.matrix(chunk, size.dim_v);
     solved = space.matrix(chunk, size.dim), gains = space.matrix(chunk, size.dim);
     gram = space.matrix(chunk, chunk), scores = space.matrix(chunk, chunk);
-    inverse = space.matrix(size.dim, size.dim), past = space.matrix(size.dim, size.dim_v);
+    inverse.allocate(space, size.dim), past = space.matrix(size.dim, size.dim_v);
     scratch = space.matrix(size.dim, chunk);
     gates.allocate(space);
     evidence.allocate(space);
@@ -317,7 +341,7 @@ struct MesaForward {
     if (problem.constant) {
       tokens.begin(problem, group);
     } else {
-      initial_inverse<Layout, T>(inverse, problem, group, q);
+      inverse.begin(problem, group);
     }
     load_past(problem, group);
     evidence.begin();
@@ -345,7 +369,7 @@ struct MesaForward {
       } else {
         solve_queries(n, dim);
         if (!last || problem.final_matrix != nullptr)
-          update_inverse<Layout>(inverse, constant(gains), gates, n, dim);
+          inverse.update(constant(gains), gates, n, dim);
       }
       // now the effective keys of the linear part, write / m times k
       if (gates.any)
@@ -365,7 +389,7 @@ struct MesaForward {
       empty = false;
     }
     if (problem.final_matrix != nullptr)
-      store_matrix<Layout, T, Element>(problem.final_matrix, constant(problem.constant ? tokens.gram : inverse), size,
+      store_matrix<Layout, T, Element>(problem.final_matrix, constant(problem.constant ? tokens.gram : inverse.matrix), size,
                                        group, dim, dim);
     if (problem.final_association != nullptr) {
       const Operand<T> transposed_matrix{problem.final_association, size.heads * dim * dim_v, 1, dim * dim_v, dim};
@@ -394,7 +418,7 @@ struct MesaForward {
     product<Layout, Into::assign, Part::all, Part::upper>(scores, constant(gains), q_t, n, n, dim);
     clear<Layout>(scores, n, chunk);
     keep<Layout, Part::upper>(scores, n, chunk);
-    product<Layout, Into::assign>(solved, constant(q), constant(inverse), n, dim, dim);
+    inverse.multiply(solved, constant(q), n, dim);
     product<Layout, Into::subtract, Part::lower>(solved, constant(scores.transposed()), constant(gains), n, dim, n);
     solve_upper<Layout>(constant(gram), inverse_diagonal, scores, n);
     if (gates.any)
@@ -409,7 +433,7 @@ struct MesaForward {
       keys = key;
     }
     clear<Layout>(gains, n, chunk);
-    product<Layout, Into::assign>(gains, constant(keys), constant(inverse), n, dim, dim);
+    inverse.multiply(gains, constant(keys), n, dim);
     const auto keys_t = transposed<Layout>(constant(keys), chunk, dim, scratch);
     product<Layout, Into::assign, Part::all, Part::upper>(gram, constant(gains), keys_t, chunk, chunk, dim);
     for (Index i = 0; i < chunk; ++i) gram.data[i * gram.rows + i] += T(1);
@@ -419,17 +443,20 @@ struct MesaForward {
 };
 
 // With g = dL/do: first forward in time w_t = H_t^-1 G_t^T g_t = dq_t, then backward in time with the sums over the
-// future P of m g q~^T and N of m w q~^T, where q~ = H^-1 q (one more solve, and three linear attentions):
+// future P of m g q~^T and S of m (w q~^T + q~ w^T), where q~ = H^-1 q (one more solve, and three linear attentions):
 //
-//     dv_i = write_i P_i k_i,     dk_i = write_i [P_i^T v_i - (N_i + N_i^T) k_i]
+//     dv_i = write_i P_i k_i,     dk_i = write_i [P_i^T v_i - S_i k_i]
 template <class Layout>
 struct MesaBackward {
   using T = typename Layout::Number;
   using Element = typename Layout::Element;
   static constexpr Index chunk = Layout::chunk;
 
-  View<Element> k, key, v, g, out, out_v, scores, pulls, inverse, past, future, pair, pair_sum, scratch, scratch_v, future_t;
+  View<Element> k, key, v, g, out, out_v, scores, pulls, past, future, pairs, scratch, scratch_v, future_t;
   View<Element> w, dridge, dwrite, penalty;
+  Rows<Layout> keys, values, gradients;
+  bool kept;
+  Inverse<Layout> inverse;
   Gates<Layout> gates;
   TokenSolver<Layout> tokens;
   Index bytes;
@@ -437,12 +464,14 @@ struct MesaBackward {
 
   MesaBackward(const Sizes& size, void* memory) {
     Workspace<Layout> space(memory);
-    k = space.matrix(chunk, size.dim), key = space.matrix(chunk, size.dim), out = space.matrix(chunk, size.dim);
-    v = space.matrix(chunk, size.dim_v), g = space.matrix(chunk, size.dim_v), out_v = space.matrix(chunk, size.dim_v);
+    kept = keep_rows<Layout>(size);
+    keys.allocate(space, size.time, size.dim, kept, chunk), values.allocate(space, size.time, size.dim_v, kept, chunk);
+    gradients.allocate(space, size.time, size.dim_v, kept, chunk);
+    key = space.matrix(chunk, size.dim), out = space.matrix(chunk, size.dim), out_v = space.matrix(chunk, size.dim_v);
     scores = space.matrix(chunk, chunk), pulls = space.matrix(chunk, chunk);
-    inverse = space.matrix(size.dim, size.dim), past = space.matrix(size.dim_v, size.dim);
+    inverse.allocate(space, size.dim), past = space.matrix(size.dim_v, size.dim);
     future = space.matrix(size.dim_v, size.dim), future_t = space.matrix(size.dim, size.dim_v);
-    pair = space.matrix(size.dim, size.dim), pair_sum = space.matrix(size.dim, size.dim);
+    pairs = space.matrix(size.dim, size.dim);
     scratch = space.matrix(size.dim, chunk), scratch_v = space.matrix(size.dim_v, chunk);
     w = space.matrix(size.time, size.dim), dridge = space.matrix(1, size.dim), dwrite = space.matrix(chunk, 1);
     penalty = space.matrix(chunk, 1);
@@ -467,7 +496,7 @@ struct MesaBackward {
     if (problem.constant) {
       tokens.begin(problem, group);
     } else {
-      initial_inverse<Layout, T>(inverse, problem, group, k);
+      inverse.begin(problem, group);
     }
     clear<Layout>(past, 0, dim_v);
     if (problem.association != nullptr) load_matrix(past, problem.association, size, group, dim_v, dim);
@@ -480,16 +509,16 @@ struct MesaBackward {
       prefetch_matrix<false>(saved.gains(start), n);
       prefetch_chunk(problem, group, start + n);
       load_chunk(problem, group, start, n);
-      View<Element> keys = k;
+      View<Element> written = k;
       if (gates.any) {
         scaled_rows<Layout>(key, constant(k), n, dim, [this](Index t) { return gates.factor(t); });
-        keys = key;
+        written = key;
       }
       // out = G_t^T g_t
       const auto v_t = transposed<Layout>(constant(v), chunk, dim_v, scratch_v);
       product<Layout, Into::assign, Part::all, Part::lower>(scores, constant(g), v_t, n, n, dim_v);
       keep<Layout, Part::lower>(scores, n, chunk);
-      product<Layout, Into::assign, Part::lower>(out, constant(scores), constant(keys), n, dim, n);
+      product<Layout, Into::assign, Part::lower>(out, constant(scores), constant(written), n, dim, n);
       if (!empty) product<Layout, Into::add>(out, constant(g), constant(past), n, dim, dim_v);
       const auto gains = constant(saved.gains(start));
       const View<Element> solved{w.data + start * w.rows, w.rows};
@@ -498,13 +527,13 @@ struct MesaBackward {
       } else {
         if (n < chunk) clear<Layout>(scratch, 0, dim);
         const auto gains_t = transposed<Layout>(gains, n, dim, scratch);
-        solve_rows<Layout>(solved, constant(out), constant(inverse), gains, gains_t, scores, n, dim);
+        solve_rows<Layout>(solved, constant(out), inverse, gains, gains_t, scores, n, dim);
       }
       store_rows(problem.dq, constant(solved), group, start, n, dim);
       ends[chunks++] = start + n;
       if (start + n == time) break;
-      if (!problem.constant) update_inverse<Layout>(inverse, gains, gates, n, dim);
-      product<Layout, Into::add>(past, constant(v.transposed()), constant(keys), dim_v, dim, n);
+      if (!problem.constant) inverse.update(gains, gates, n, dim);
+      product<Layout, Into::add>(past, constant(v.transposed()), constant(written), dim_v, dim, n);
       if (gates.any) scale<Layout>(past, gates.last_decay, dim_v, dim);
       empty = false;
     }
@@ -516,7 +545,7 @@ struct MesaBackward {
     const Sizes& size = problem.size;
     const Index dim = size.dim, dim_v = size.dim_v;
     clear<Layout>(future, 0, dim_v);
-    clear<Layout>(pair, 0, dim);
+    clear<Layout>(pairs, 0, dim);
     clear<Layout>(dridge, 0, 1);
     for (Index index = chunks - 1; index >= 0; --index) {
       const Index start = index == 0 ? 0 : ends[index - 1];
@@ -528,14 +557,14 @@ struct MesaBackward {
       prefetch_rows<true>(problem.dv, group, size, start, n, dim_v);
       if (index > 0) {
         const Index before = index == 1 ? 0 : ends[index - 2];
-        prefetch_chunk(problem, group, before);
+        if (!kept) prefetch_chunk(problem, group, before);
         prefetch_matrix<false>(saved.solved(before), chunk);
         prefetch_matrix<false>(View<Element>{w.data + before * w.rows, w.rows}, chunk);
       }
-      load_chunk(problem, group, start, n);
+      kept ? find_chunk(start) : load_chunk(problem, group, start, n);
       if (gates.any && !last) {
         scale<Layout>(future, gates.last_decay, dim_v, dim);
-        scale<Layout>(pair, gates.last_decay, dim, dim);
+        scale<Layout>(pairs, gates.last_decay, dim, dim);
       }
       // a ridge that is forgotten reaches token t as m_t ridge
       if (gates.any && !problem.constant) scale<Layout>(dridge, gates.last_decay, 1, dim);
@@ -549,7 +578,7 @@ struct MesaBackward {
         const auto future_view = transposed<Layout>(constant(future), dim_v, dim, future_t);
         product<Layout, Into::add>(out_v, constant(k), future_view, n, dim_v, dim);
       }
-      // dk = v P - k (N + N^T) + upper(v g^T - k w^T) q~ - upper(k q~^T) w
+      // dk = v P - k S + upper(v g^T - k w^T) q~ - upper(k q~^T) w
       const auto g_t = transposed<Layout>(constant(g), chunk, dim_v, scratch_v);
       product<Layout, Into::assign, Part::all, Part::upper>(pulls, constant(v), g_t, n, n, dim_v);
       const auto w_t = transposed<Layout>(w_rows, n, dim, scratch);
@@ -559,17 +588,14 @@ struct MesaBackward {
       product<Layout, Into::subtract, Part::upper>(out, constant(scores), w_rows, n, dim, n);
       if (!last) {
         product<Layout, Into::add>(out, constant(v), constant(future), n, dim, dim_v);
-        add_transposed<Layout>(pair_sum, constant(pair), dim);
-        product<Layout, Into::subtract>(out, constant(k), constant(pair_sum), n, dim, dim);
+        product<Layout, Into::subtract>(out, constant(k), constant(pairs), n, dim, dim);
       }
       // what lies before needs the sums from here on
       product<Layout, Into::add>(future, constant(g.transposed()), solved, dim_v, dim, n);
-      product<Layout, Into::add>(pair, w_rows.transposed(), solved, dim, dim, n);
-      for (Index t = 0; t < n; ++t) {
-        const Element by = problem.constant ? gates.growth(t) : Element{} + T(1);
-        for (Index d = 0; d < dim; ++d)
-          dridge.data[d] -= by * w_rows.data[t * w.rows + d] * solved.data[t * solved.rows + d];
-      }
+      symmetric_product<Layout, Into::add>(pairs, w_rows, solved, dim, n);
+      symmetric_product<Layout, Into::add>(pairs, solved, w_rows, dim, n);
+      mirror<Layout>(pairs, dim);
+      add_ridge_gradient(problem, w_rows, solved, n);
       if (problem.penalty.data != nullptr) find_penalty(problem, group, w_rows, solved, start, n);
       if (gates.any) weigh(problem, group, start, n);
       store_rows(problem.dv, constant(out_v), group, start, n, dim_v);
@@ -578,8 +604,23 @@ struct MesaBackward {
     store_matrix<Layout, T, Element>(problem.dridge, constant(dridge), size, group, 1, dim);
     if (problem.dassociation != nullptr)
       store_matrix<Layout, T, Element>(problem.dassociation, constant(future), size, group, dim_v, dim);
-    if (problem.pairs != nullptr)
-      store_matrix<Layout, T, Element>(problem.pairs, constant(pair), size, group, dim, dim);
+    if (problem.pairs == nullptr) return;
+    scale<Layout>(pairs, Element{} + T(0.5), dim, dim);
+    store_matrix<Layout, T, Element>(problem.pairs, constant(pairs), size, group, dim, dim);
+  }
+
+  // dridge -= sum_t w_t q~_t, for each coordinate
+  void add_ridge_gradient(const MesaProblem<T>& problem, View<const Element> w_rows, View<const Element> solved, Index n) {
+    using Vector = typename Layout::Vector;
+    const bool grows = problem.constant && gates.any;
+    for (Index d = 0; d < problem.size.dim; d += Layout::width) {
+      Vector sum = load<Vector>(dridge.data + d);
+      for (Index t = 0; t < n; ++t) {
+        const Vector both = load<Vector>(w_rows.data + t * w_rows.rows + d) * load<Vector>(solved.data + t * solved.rows + d);
+        sum -= grows ? Vector(gates.growth(t) * both) : both;
+      }
+      store(dridge.data + d, sum);
+    }
   }
 
   // sum_d ridge_d w_d q~_d of each token, which the gradient of log_forget needs
@@ -617,7 +658,10 @@ struct MesaBackward {
     prefetch_rows(problem.g, group, size, start, chunk, size.dim_v);
   }
 
+  void find_chunk(Index start) { k = keys.at(start), v = values.at(start), g = gradients.at(start); }
+
   void load_chunk(const MesaProblem<T>& problem, const Group<Layout>& group, Index start, Index n) {
+    find_chunk(start);
     load_rows(k, problem.k, group, start, n, problem.size.dim);
     load_rows(v, problem.v, group, start, n, problem.size.dim_v);
     load_rows(g, problem.g, group, start, n, problem.size.dim_v);
