@@ -105,6 +105,54 @@ inline void store_rows(const Operand<T>& to, View<const Element> from, const Gro
   }
 }
 
+template <class Element>
+inline View<const Element> constant(View<Element> view) {
+  return {view.data, view.rows, view.columns};
+}
+
+template <class Layout, class Element>
+inline void clear(View<Element> matrix, Index first, Index rows) {
+  if (rows > first) std::memset(static_cast<void*>(matrix.data + first * matrix.rows), 0, (rows - first) * matrix.rows * sizeof(Element));
+}
+
+// Whether a chunk of `count` rows of an operand can be used where it lies: copies of it would push other matrices out
+// of the nearest cache.
+template <class Layout, class T>
+inline bool in_place(const Operand<T>& operand, Index count, Index dim) {
+  return Layout::heads == 1 && count == Layout::chunk && operand.dim == 1 && dim % Layout::width == 0;
+}
+
+template <class Layout, class T>
+inline View<T> rows_in_place(const Operand<T>& operand, const Group<Layout>& group, Index time) {
+  return {group.at(operand, 0, time), operand.time};
+}
+
+// Rows time .. time + count of an operand, to be read; with zeros up to a whole chunk.
+template <class Layout, class T, class Element>
+inline View<const Element> rows_to_read(const Operand<const T>& from, const Group<Layout>& group, Index time,
+                                        Index count, Index dim, View<Element> buffer) {
+  if constexpr (Layout::heads == 1)
+    if (in_place<Layout>(from, count, dim)) return rows_in_place<Layout>(from, group, time);
+  load_rows(buffer, from, group, time, count, dim);
+  clear<Layout>(buffer, count, Layout::chunk);
+  return constant(buffer);
+}
+
+// Where to write rows time .. time + count of an operand, which `finish_rows` then has there.
+template <class Layout, class T, class Element>
+inline View<Element> rows_to_write(const Operand<T>& to, const Group<Layout>& group, Index time, Index count, Index dim,
+                                   View<Element> buffer) {
+  if constexpr (Layout::heads == 1)
+    if (in_place<Layout>(to, count, dim)) return rows_in_place<Layout>(to, group, time);
+  return buffer;
+}
+
+template <class Layout, class T, class Element>
+inline void finish_rows(const Operand<T>& to, View<Element> rows, const Group<Layout>& group, Index time, Index count,
+                        Index dim) {
+  if (!in_place<Layout>(to, count, dim)) store_rows(to, constant(rows), group, time, count, dim);
+}
+
 // Asks for rows time .. time + count of an operand, as far as it has them, to be in the cache when they are needed:
 // the rows of one head lie too far apart for the processor to guess.
 template <bool for_writing = false, class Layout, class T>
@@ -195,16 +243,6 @@ inline bool keep_rows(const Sizes& size) {
   constexpr Index most_bytes = 256 * 1024;
   const Index row = row_stride<Layout>(size.dim) + 2 * row_stride<Layout>(size.dim_v);
   return Layout::heads > 1 && size.time * row * Index(sizeof(typename Layout::Element)) <= most_bytes;
-}
-
-template <class Element>
-inline View<const Element> constant(View<Element> view) {
-  return {view.data, view.rows, view.columns};
-}
-
-template <class Layout, class Element>
-inline void clear(View<Element> matrix, Index first, Index rows) {
-  if (rows > first) std::memset(static_cast<void*>(matrix.data + first * matrix.rows), 0, (rows - first) * matrix.rows * sizeof(Element));
 }
 
 }  // namespace MESASCOPE_ISA

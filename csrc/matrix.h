@@ -1,7 +1,6 @@
 // Small dense algebra over either layout: products in register tiles, a Cholesky factor, a triangular solve.
 #pragma once
 
-#include <type_traits>
 #include <utility>
 
 #include "simd.h"
@@ -79,43 +78,6 @@ inline void product(View<Element> c, View<const Element> a, View<const Element> 
   for (; column + 2 <= vectors; column += 2)
     product_columns<Layout, into, a_part, c_part, 2>(c, a, b, rows, column, inner);
   for (; column < vectors; ++column) product_columns<Layout, into, a_part, c_part, 1>(c, a, b, rows, column, inner);
-}
-
-// Rows first .. last of C += A^T B or C -= A^T B in tiles N registers wide from `column` on; fewer registers, more rows.
-template <class Layout, Into into, int N, class Element>
-inline void symmetric_tiles(View<Element> c, View<const Element> a, View<const Element> b, Index first, Index last,
-                            Index column, Index inner) {
-  constexpr int fitting = tile_rows * tile_columns / (N == 3 ? 4 : N);
-  constexpr int rows = fitting < Layout::width || Layout::width == 1 ? fitting : Layout::width;
-  const auto tile = [&](auto count, Index row) {
-    product_tile<Layout, into, count.value, N, Element>(
-        {c.data + row * c.rows + column, c.rows}, {a.data + row, 1, a.rows}, {b.data + column, b.rows}, 0, inner);
-  };
-  Index row = first;
-  for (; row + rows <= last; row += rows) tile(std::integral_constant<int, rows>(), row);
-  for (; row < last; ++row) tile(std::integral_constant<int, 1>(), row);
-}
-
-// C += A^T B or C -= A^T B where the result is symmetric; of C only what is on and above the diagonal is right before
-// `mirror` copies it below.
-template <class Layout, Into into, class Element>
-inline void symmetric_product(View<Element> c, View<const Element> a, View<const Element> b, Index size, Index inner) {
-  constexpr Index width = Layout::width, block = width > tile_rows ? width : tile_rows;
-  const Index columns = (size + width - 1) / width * width;
-  for (Index row = 0; row < size; row += block) {
-    const Index last = row + block < size ? row + block : size;
-    Index column = row / width * width;
-    for (; column + tile_columns * width <= columns; column += tile_columns * width)
-      symmetric_tiles<Layout, into, tile_columns>(c, a, b, row, last, column, inner);
-    if constexpr (tile_columns > 2) {
-      if (column + 3 * width <= columns) {
-        symmetric_tiles<Layout, into, 3>(c, a, b, row, last, column, inner), column += 3 * width;
-      } else if (column + 2 * width <= columns) {
-        symmetric_tiles<Layout, into, 2>(c, a, b, row, last, column, inner), column += 2 * width;
-      }
-    }
-    if (column < columns) symmetric_tiles<Layout, into, 1>(c, a, b, row, last, column, inner);
-  }
 }
 
 // The sum of the lanes of a vector, in pairs; with one head in each lane a vector is an element already.
@@ -251,6 +213,66 @@ inline void mirror(View<Element> matrix, Index size) {
       transpose(matrix.data + (block + width) * matrix.rows + block, matrix.rows,
                 matrix.data + block * matrix.rows + block + width, matrix.rows, width, size - block - width);
   }
+}
+
+// A^T B, which is symmetric if A is B; or A^T B + B^T A
+enum class Symmetric { square, pair };
+
+template <class Layout, Into into, Symmetric kind, int R, int N, class Element>
+[[gnu::always_inline]] inline void symmetric_tile(View<Element> c, View<const Element> a, View<const Element> b, Index row,
+                                                  Index column, Index inner) {
+  using Vector = typename Layout::Vector;
+  Vector sum[R][N] = {};
+  const auto accumulate = [&](View<const Element> left, View<const Element> right) {
+    for (Index k = 0; k < inner; ++k) {
+      Vector values[N];
+      for (int n = 0; n < N; ++n) values[n] = load<Vector>(right.data + k * right.rows + column + n * Layout::width);
+      for (int r = 0; r < R; ++r)
+        for (int n = 0; n < N; ++n) sum[r][n] += left.data[k * left.rows + row + r] * values[n];
+    }
+  };
+  accumulate(a, b);
+  if constexpr (kind == Symmetric::pair) accumulate(b, a);
+  for (int r = 0; r < R; ++r) {
+    for (int n = 0; n < N; ++n) {
+      Element* to = c.data + (row + r) * c.rows + column + n * Layout::width;
+      const Vector before = load<Vector>(to);
+      store(to, Vector(into == Into::add ? before + sum[r][n] : before - sum[r][n]));
+    }
+  }
+}
+
+// Rows first .. last of a symmetric update in tiles N registers wide from `column` on; fewer registers, more rows.
+template <class Layout, Into into, Symmetric kind, int N, class Element>
+inline void symmetric_tiles(View<Element> c, View<const Element> a, View<const Element> b, Index first, Index last,
+                            Index column, Index inner) {
+  constexpr int fitting = tile_rows * tile_columns / (N == 3 ? 4 : N);
+  constexpr int rows = fitting < Layout::width || Layout::width == 1 ? fitting : Layout::width;
+  Index row = first;
+  for (; row + rows <= last; row += rows) symmetric_tile<Layout, into, kind, rows, N>(c, a, b, row, column, inner);
+  for (; row < last; ++row) symmetric_tile<Layout, into, kind, 1, N>(c, a, b, row, column, inner);
+}
+
+// Adds A^T A (square; A is B) or A^T B + B^T A (pair) to a symmetric matrix C of `size` rows, or subtracts it.
+template <class Layout, Into into, Symmetric kind, class Element>
+inline void symmetric_product(View<Element> c, View<const Element> a, View<const Element> b, Index size, Index inner) {
+  constexpr Index width = Layout::width, block = width > tile_rows ? width : tile_rows;
+  const Index columns = (size + width - 1) / width * width;
+  for (Index row = 0; row < size; row += block) {
+    const Index last = row + block < size ? row + block : size;
+    Index column = row / width * width;
+    for (; column + tile_columns * width <= columns; column += tile_columns * width)
+      symmetric_tiles<Layout, into, kind, tile_columns>(c, a, b, row, last, column, inner);
+    if constexpr (tile_columns > 2) {
+      if (column + 3 * width <= columns) {
+        symmetric_tiles<Layout, into, kind, 3>(c, a, b, row, last, column, inner), column += 3 * width;
+      } else if (column + 2 * width <= columns) {
+        symmetric_tiles<Layout, into, kind, 2>(c, a, b, row, last, column, inner), column += 2 * width;
+      }
+    }
+    if (column < columns) symmetric_tiles<Layout, into, kind, 1>(c, a, b, row, last, column, inner);
+  }
+  mirror<Layout>(c, size);
 }
 
 // Zero above (lower) or below (upper) the diagonal of a matrix with `rows` rows and `columns` columns.
