@@ -5,7 +5,8 @@
 
 namespace mesascope {
 
-// A kernel treats groups begin .. end of the heads with `workspace` bytes of its own, aligned to 64.
+// A kernel treats groups begin .. end of the heads with `workspace` bytes of its own, aligned to 64 and zero before the
+// first call.
 template <class Problem>
 struct Kernel {
   Index (*workspace)(const Sizes&);

@@ -60,22 +60,17 @@ inline void load_rows(View<Element> to, const Operand<const T>& from, const Grou
     }
   } else {
     constexpr int lanes = Layout::heads;
+    const T* row[lanes];
+    for (int lane = 0; lane < lanes; ++lane) row[lane] = group.at(from, lane, time);
     for (Index t = 0; t < count; ++t) {
       T* destination = reinterpret_cast<T*>(to.data + t * to.rows);
-      const T* row[lanes];
-      for (int lane = 0; lane < lanes; ++lane) row[lane] = group.at(from, lane, time + t);
       Index d = 0;
-      if (from.dim == 1 && lanes % 4 == 0) {
-        for (; d + 4 <= dim; d += 4) {
-          for (int lane = 0; lane < lanes; lane += 4) {
-            T* block = destination + d * lanes + lane;
-            transpose_4x4<T>({block, block + lanes, block + 2 * lanes, block + 3 * lanes},
-                             {row[lane] + d, row[lane + 1] + d, row[lane + 2] + d, row[lane + 3] + d});
-          }
-        }
-      }
+      if constexpr (lanes % 4 == 0)
+        if (from.dim == 1)
+          for (; d + 4 <= dim; d += 4) gather_quads<T, lanes>(to.data + t * to.rows + d, row, d);
       for (; d < dim; ++d)
         for (int lane = 0; lane < lanes; ++lane) destination[d * lanes + lane] = row[lane][d * from.dim];
+      for (int lane = 0; lane < lanes; ++lane) row[lane] += from.time;
     }
   }
 }
@@ -95,24 +90,67 @@ inline void store_rows(const Operand<T>& to, View<const Element> from, const Gro
     }
   } else {
     constexpr int lanes = Layout::heads;
+    T* row[lanes];
+    for (int lane = 0; lane < lanes; ++lane) row[lane] = group.at(to, lane, time);
     for (Index t = 0; t < count; ++t) {
       const T* source = reinterpret_cast<const T*>(from.data + t * from.rows);
-      T* row[lanes];
-      for (int lane = 0; lane < lanes; ++lane) row[lane] = group.at(to, lane, time + t);
       Index d = 0;
-      if (to.dim == 1 && lanes % 4 == 0 && group.count == lanes) {
-        for (; d + 4 <= dim; d += 4) {
-          for (int lane = 0; lane < lanes; lane += 4) {
-            const T* block = source + d * lanes + lane;
-            transpose_4x4<T>({row[lane] + d, row[lane + 1] + d, row[lane + 2] + d, row[lane + 3] + d},
-                             {block, block + lanes, block + 2 * lanes, block + 3 * lanes});
-          }
-        }
-      }
+      if constexpr (lanes % 4 == 0)
+        if (to.dim == 1 && group.count == lanes)
+          for (; d + 4 <= dim; d += 4) scatter_quads<T, lanes>(row, d, from.data + t * from.rows + d);
       for (; d < dim; ++d)
         for (int lane = 0; lane < group.count; ++lane) row[lane][d * to.dim] = source[d * lanes + lane];
+      for (int lane = 0; lane < lanes; ++lane) row[lane] += to.time;
     }
   }
+}
+
+template <class Element>
+inline View<const Element> constant(View<Element> view) {
+  return {view.data, view.rows, view.columns};
+}
+
+template <class Layout, class Element>
+inline void clear(View<Element> matrix, Index first, Index rows) {
+  if (rows > first) std::memset(static_cast<void*>(matrix.data + first * matrix.rows), 0, (rows - first) * matrix.rows * sizeof(Element));
+}
+
+// Whether a chunk of `count` rows of an operand can be used where it lies: copies of it would push other matrices out
+// of the nearest cache.
+template <class Layout, class T>
+inline bool in_place(const Operand<T>& operand, Index count, Index dim) {
+  return Layout::heads == 1 && count == Layout::chunk && operand.dim == 1 && dim % Layout::width == 0;
+}
+
+template <class Layout, class T>
+inline View<T> rows_in_place(const Operand<T>& operand, const Group<Layout>& group, Index time) {
+  return {group.at(operand, 0, time), operand.time};
+}
+
+// Rows time .. time + count of an operand, to be read; with zeros up to a whole chunk.
+template <class Layout, class T, class Element>
+inline View<const Element> rows_to_read(const Operand<const T>& from, const Group<Layout>& group, Index time,
+                                        Index count, Index dim, View<Element> buffer) {
+  if constexpr (Layout::heads == 1)
+    if (in_place<Layout>(from, count, dim)) return rows_in_place<Layout>(from, group, time);
+  load_rows(buffer, from, group, time, count, dim);
+  clear<Layout>(buffer, count, Layout::chunk);
+  return constant(buffer);
+}
+
+// Where to write rows time .. time + count of an operand, which `finish_rows` then has there.
+template <class Layout, class T, class Element>
+inline View<Element> rows_to_write(const Operand<T>& to, const Group<Layout>& group, Index time, Index count, Index dim,
+                                   View<Element> buffer) {
+  if constexpr (Layout::heads == 1)
+    if (in_place<Layout>(to, count, dim)) return rows_in_place<Layout>(to, group, time);
+  return buffer;
+}
+
+template <class Layout, class T, class Element>
+inline void finish_rows(const Operand<T>& to, View<Element> rows, const Group<Layout>& group, Index time, Index count,
+                        Index dim) {
+  if (!in_place<Layout>(to, count, dim)) store_rows(to, constant(rows), group, time, count, dim);
 }
 
 // Asks for rows time .. time + count of an operand, as far as it has them, to be in the cache when they are needed:
@@ -123,10 +161,10 @@ inline void prefetch_rows(const Operand<T>& operand, const Group<Layout>& group,
   if (time + count > size.time) count = size.time - time;
   constexpr Index line = 64 / sizeof(T);
   for (int lane = 0; lane < Layout::heads; ++lane) {
-    for (Index t = 0; t < count; ++t) {
-      const T* row = group.at(operand, lane, time + t);
-      for (Index d = 0; d < dim; d += line) __builtin_prefetch(row + d, for_writing);
-      __builtin_prefetch(row + dim - 1, for_writing);
+    const T* row = group.at(operand, lane, time);
+    for (Index t = 0; t < count; ++t, row += operand.time) {
+      for (Index d = 0; d < dim; d += line) __builtin_prefetch(row + d, for_writing, 2);
+      __builtin_prefetch(row + dim - 1, for_writing, 2);
     }
   }
 }
@@ -135,7 +173,7 @@ template <bool for_writing, class Element>
 inline void prefetch_matrix(View<Element> matrix, Index rows) {
   const char* data = reinterpret_cast<const char*>(matrix.data);
   const Index bytes = rows * matrix.rows * Index(sizeof(Element));
-  for (Index offset = 0; offset < bytes; offset += 64) __builtin_prefetch(data + offset, for_writing);
+  for (Index offset = 0; offset < bytes; offset += 64) __builtin_prefetch(data + offset, for_writing, 2);
 }
 
 // a contiguous [B, H, rows, columns] tensor into a matrix, and back
@@ -153,7 +191,8 @@ inline void store_matrix(T* to, View<const Element> from, const Sizes& size, con
   store_rows<Layout, T, Element>(operand, from, group, 0, rows, columns);
 }
 
-// Hands out zeroed matrices from one block of memory; with no block it only counts.
+// Hands out matrices from one block of memory that is zero before the first use, so that what fills up the rows stays
+// zero; with no block it only counts.
 template <class Layout>
 class Workspace {
  public:
@@ -169,7 +208,6 @@ class Workspace {
   Element* take(Index count) {
     count = round_up(count, 64 / Index(sizeof(typename Layout::Number)));
     Element* taken = next_ == nullptr ? nullptr : next_ + used_;
-    if (taken != nullptr) std::memset(static_cast<void*>(taken), 0, count * sizeof(Element));
     used_ += count;
     return taken;
   }
@@ -181,14 +219,30 @@ class Workspace {
   Index used_ = 0;
 };
 
-template <class Element>
-inline View<const Element> constant(View<Element> view) {
-  return {view.data, view.rows, view.columns};
-}
+// The rows of an operand for one pass forward and one back in time: all of them if they are kept, else those of a chunk.
+template <class Layout>
+class Rows {
+ public:
+  using Element = typename Layout::Element;
 
-template <class Layout, class Element>
-inline void clear(View<Element> matrix, Index first, Index rows) {
-  if (rows > first) std::memset(static_cast<void*>(matrix.data + first * matrix.rows), 0, (rows - first) * matrix.rows * sizeof(Element));
+  void allocate(Workspace<Layout>& space, Index time, Index dim, bool kept, Index chunk) {
+    kept_ = kept, rows_ = space.matrix(kept ? time + chunk : chunk, dim);
+  }
+
+  View<Element> at(Index time) const { return {rows_.data + (kept_ ? time * rows_.rows : 0), rows_.rows}; }
+
+ private:
+  View<Element> rows_;
+  bool kept_;
+};
+
+// Whether to keep keys, values and gradients of all tokens: with heads in lanes, where reading them means transposing
+// them, if they fit in the cache with room for the rest.
+template <class Layout>
+inline bool keep_rows(const Sizes& size) {
+  constexpr Index most_bytes = 256 * 1024;
+  const Index row = row_stride<Layout>(size.dim) + 2 * row_stride<Layout>(size.dim_v);
+  return Layout::heads > 1 && size.time * row * Index(sizeof(typename Layout::Element)) <= most_bytes;
 }
 
 }  // namespace MESASCOPE_ISA

@@ -1,6 +1,8 @@
 // Small dense algebra over either layout: products in register tiles, a Cholesky factor, a triangular solve.
 #pragma once
 
+#include <utility>
+
 #include "simd.h"
 
 namespace MESASCOPE_ISA {
@@ -92,17 +94,80 @@ inline typename Layout::Element sum_lanes(typename Layout::Vector vector) {
   }
 }
 
+// Where the numbers of a transposed block come from: `round` 0 pairs rows, round 1 pairs of pairs; `second` is the
+// vector of the last two rows or columns, `lane` a lane of blocks of four.
+constexpr int transposing_lane(int round, int second, int lane, int lanes) {
+  const int block = lane / 4 * 4, within = lane % 4;
+  if (round == 0) return (within % 2) * lanes + block + 2 * second + within / 2;
+  return (within / 2) * lanes + block + 2 * second + within % 2;
+}
+
+// rows[i] and columns[j] hold blocks of four numbers, number j of row i being number i of column j: the rows of
+// lanes / 4 matrices of 4 x 4 side by side to their columns, or back
+template <class Vector, int... lane>
+[[gnu::always_inline]] inline void transpose_blocks(Vector (&m)[4], std::integer_sequence<int, lane...>) {
+  constexpr int lanes = sizeof...(lane);
+  const Vector ab_low = __builtin_shufflevector(m[0], m[1], transposing_lane(0, 0, lane, lanes)...);
+  const Vector ab_high = __builtin_shufflevector(m[0], m[1], transposing_lane(0, 1, lane, lanes)...);
+  const Vector cd_low = __builtin_shufflevector(m[2], m[3], transposing_lane(0, 0, lane, lanes)...);
+  const Vector cd_high = __builtin_shufflevector(m[2], m[3], transposing_lane(0, 1, lane, lanes)...);
+  m[0] = __builtin_shufflevector(ab_low, cd_low, transposing_lane(1, 0, lane, lanes)...);
+  m[1] = __builtin_shufflevector(ab_low, cd_low, transposing_lane(1, 1, lane, lanes)...);
+  m[2] = __builtin_shufflevector(ab_high, cd_high, transposing_lane(1, 0, lane, lanes)...);
+  m[3] = __builtin_shufflevector(ab_high, cd_high, transposing_lane(1, 1, lane, lanes)...);
+}
+
+// Four numbers of each of `lanes` rows into four vectors with a row in each lane
+template <class T, int lanes>
+[[gnu::always_inline]] inline void gather_quads(Pack<T, lanes>* to, const T* const (&from)[lanes], std::int64_t offset) {
+  using Quad = Pack<T, 4>;
+  Pack<T, lanes> m[4];
+  for (int i = 0; i < 4; ++i) {
+    const auto quad = [&](int block) { return load<Quad>(from[4 * block + i] + offset); };
+    if constexpr (lanes == 4) {
+      m[i] = quad(0);
+    } else {
+      const auto low = __builtin_shufflevector(quad(0), quad(1), 0, 1, 2, 3, 4, 5, 6, 7);
+      if constexpr (lanes == 8) {
+        m[i] = low;
+      } else {
+        const auto high = __builtin_shufflevector(quad(2), quad(3), 0, 1, 2, 3, 4, 5, 6, 7);
+        m[i] = __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+      }
+    }
+  }
+  transpose_blocks(m, std::make_integer_sequence<int, lanes>());
+  for (int j = 0; j < 4; ++j) to[j] = m[j];
+}
+
+// and back
+template <class T, int lanes>
+[[gnu::always_inline]] inline void scatter_quads(T* const (&to)[lanes], std::int64_t offset, const Pack<T, lanes>* from) {
+  using Quad = Pack<T, 4>;
+  Pack<T, lanes> m[4];
+  for (int j = 0; j < 4; ++j) m[j] = from[j];
+  transpose_blocks(m, std::make_integer_sequence<int, lanes>());
+  for (int i = 0; i < 4; ++i) {
+    if constexpr (lanes == 4) {
+      store(to[i] + offset, m[i]);
+    } else {
+      store(to[i] + offset, Quad(__builtin_shufflevector(m[i], m[i], 0, 1, 2, 3)));
+      store(to[4 + i] + offset, Quad(__builtin_shufflevector(m[i], m[i], 4, 5, 6, 7)));
+      if constexpr (lanes == 16) {
+        store(to[8 + i] + offset, Quad(__builtin_shufflevector(m[i], m[i], 8, 9, 10, 11)));
+        store(to[12 + i] + offset, Quad(__builtin_shufflevector(m[i], m[i], 12, 13, 14, 15)));
+      }
+    }
+  }
+}
+
 // to[j][i] = from[i][j] for four rows of four numbers
 template <class T>
 inline void transpose_4x4(T* const (&to)[4], const T* const (&from)[4]) {
-  using Quad = Pack<T, 4>;
-  const Quad a = load<Quad>(from[0]), b = load<Quad>(from[1]), c = load<Quad>(from[2]), d = load<Quad>(from[3]);
-  const Quad ab_low = __builtin_shufflevector(a, b, 0, 4, 1, 5), ab_high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
-  const Quad cd_low = __builtin_shufflevector(c, d, 0, 4, 1, 5), cd_high = __builtin_shufflevector(c, d, 2, 6, 3, 7);
-  store(to[0], Quad(__builtin_shufflevector(ab_low, cd_low, 0, 1, 4, 5)));
-  store(to[1], Quad(__builtin_shufflevector(ab_low, cd_low, 2, 3, 6, 7)));
-  store(to[2], Quad(__builtin_shufflevector(ab_high, cd_high, 0, 1, 4, 5)));
-  store(to[3], Quad(__builtin_shufflevector(ab_high, cd_high, 2, 3, 6, 7)));
+  Pack<T, 4> m[4] = {load<Pack<T, 4>>(from[0]), load<Pack<T, 4>>(from[1]), load<Pack<T, 4>>(from[2]),
+                     load<Pack<T, 4>>(from[3])};
+  transpose_blocks(m, std::make_integer_sequence<int, 4>());
+  for (int j = 0; j < 4; ++j) store(to[j], m[j]);
 }
 
 // to[j, i] = from[i, j] for i < rows, j < columns
@@ -136,13 +201,78 @@ inline View<const Element> transposed(View<const Element> matrix, Index rows, In
   }
 }
 
-// sum = A + A^T for a square matrix
+// Copies what is above the diagonal of a square matrix below it.
 template <class Layout, class Element>
-inline void add_transposed(View<Element> sum, View<const Element> a, Index size) {
-  const auto a_t = transposed<Layout>(a, size, size, sum);
-  for (Index i = 0; i < size; ++i)
-    for (Index j = 0; j < size; ++j)
-      sum.data[i * sum.rows + j] = a.data[i * a.rows + j] + a_t.data[i * a_t.rows + j * a_t.columns];
+inline void mirror(View<Element> matrix, Index size) {
+  constexpr Index width = Layout::width;
+  if constexpr (width == 1) {
+    for (Index i = 1; i < size; ++i)
+      for (Index j = 0; j < i; ++j) matrix.data[i * matrix.rows + j] = matrix.data[j * matrix.rows + i];
+  } else {
+    for (Index block = 0; block + width < size; block += width)
+      transpose(matrix.data + (block + width) * matrix.rows + block, matrix.rows,
+                matrix.data + block * matrix.rows + block + width, matrix.rows, width, size - block - width);
+  }
+}
+
+// A^T B, which is symmetric if A is B; or A^T B + B^T A
+enum class Symmetric { square, pair };
+
+template <class Layout, Into into, Symmetric kind, int R, int N, class Element>
+[[gnu::always_inline]] inline void symmetric_tile(View<Element> c, View<const Element> a, View<const Element> b, Index row,
+                                                  Index column, Index inner) {
+  using Vector = typename Layout::Vector;
+  Vector sum[R][N] = {};
+  const auto accumulate = [&](View<const Element> left, View<const Element> right) {
+    for (Index k = 0; k < inner; ++k) {
+      Vector values[N];
+      for (int n = 0; n < N; ++n) values[n] = load<Vector>(right.data + k * right.rows + column + n * Layout::width);
+      for (int r = 0; r < R; ++r)
+        for (int n = 0; n < N; ++n) sum[r][n] += left.data[k * left.rows + row + r] * values[n];
+    }
+  };
+  accumulate(a, b);
+  if constexpr (kind == Symmetric::pair) accumulate(b, a);
+  for (int r = 0; r < R; ++r) {
+    for (int n = 0; n < N; ++n) {
+      Element* to = c.data + (row + r) * c.rows + column + n * Layout::width;
+      const Vector before = load<Vector>(to);
+      store(to, Vector(into == Into::add ? before + sum[r][n] : before - sum[r][n]));
+    }
+  }
+}
+
+// Rows first .. last of a symmetric update in tiles N registers wide from `column` on; fewer registers, more rows.
+template <class Layout, Into into, Symmetric kind, int N, class Element>
+inline void symmetric_tiles(View<Element> c, View<const Element> a, View<const Element> b, Index first, Index last,
+                            Index column, Index inner) {
+  constexpr int fitting = tile_rows * tile_columns / (N == 3 ? 4 : N);
+  constexpr int rows = fitting < Layout::width || Layout::width == 1 ? fitting : Layout::width;
+  Index row = first;
+  for (; row + rows <= last; row += rows) symmetric_tile<Layout, into, kind, rows, N>(c, a, b, row, column, inner);
+  for (; row < last; ++row) symmetric_tile<Layout, into, kind, 1, N>(c, a, b, row, column, inner);
+}
+
+// Adds A^T A (square; A is B) or A^T B + B^T A (pair) to a symmetric matrix C of `size` rows, or subtracts it.
+template <class Layout, Into into, Symmetric kind, class Element>
+inline void symmetric_product(View<Element> c, View<const Element> a, View<const Element> b, Index size, Index inner) {
+  constexpr Index width = Layout::width, block = width > tile_rows ? width : tile_rows;
+  const Index columns = (size + width - 1) / width * width;
+  for (Index row = 0; row < size; row += block) {
+    const Index last = row + block < size ? row + block : size;
+    Index column = row / width * width;
+    for (; column + tile_columns * width <= columns; column += tile_columns * width)
+      symmetric_tiles<Layout, into, kind, tile_columns>(c, a, b, row, last, column, inner);
+    if constexpr (tile_columns > 2) {
+      if (column + 3 * width <= columns) {
+        symmetric_tiles<Layout, into, kind, 3>(c, a, b, row, last, column, inner), column += 3 * width;
+      } else if (column + 2 * width <= columns) {
+        symmetric_tiles<Layout, into, kind, 2>(c, a, b, row, last, column, inner), column += 2 * width;
+      }
+    }
+    if (column < columns) symmetric_tiles<Layout, into, kind, 1>(c, a, b, row, last, column, inner);
+  }
+  mirror<Layout>(c, size);
 }
 
 // Zero above (lower) or below (upper) the diagonal of a matrix with `rows` rows and `columns` columns.

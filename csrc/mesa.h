@@ -171,37 +171,59 @@ struct Evidence {
   }
 };
 
-// R at the beginning: the incoming inverse, or 1 / ridge on the diagonal
-template <class Layout, class T, class Element>
-inline void initial_inverse(View<Element> inverse, const MesaProblem<T>& problem, const Group<Layout>& group,
-                            View<Element> row) {
-  const Index dim = problem.size.dim;
-  clear<Layout>(inverse, 0, dim);
-  if (problem.matrix != nullptr) {
-    load_matrix(inverse, problem.matrix, problem.size, group, dim, dim);
-    return;
+// R = H'^-1 before a chunk, from the incoming inverse or 1 / ridge on the diagonal.
+template <class Layout>
+struct Inverse {
+  using T = typename Layout::Number;
+  using Element = typename Layout::Element;
+  using Vector = typename Layout::Vector;
+
+  View<Element> matrix, reciprocals;
+  bool diagonal;  // and then only the reciprocals of the ridge are set
+
+  void allocate(Workspace<Layout>& space, Index dim) {
+    matrix = space.matrix(dim, dim), reciprocals = space.matrix(1, dim);
   }
-  load_rows(row, problem.ridge, group, 0, 1, dim);
-  for (Index d = 0; d < dim; ++d) inverse.data[d * inverse.rows + d] = T(1) / row.data[d];
-}
+
+  void begin(const MesaProblem<T>& problem, const Group<Layout>& group) {
+    const Index dim = problem.size.dim;
+    diagonal = problem.matrix == nullptr;
+    if (!diagonal) return load_matrix(matrix, problem.matrix, problem.size, group, dim, dim);
+    load_rows(reciprocals, problem.ridge, group, 0, 1, dim);
+    for (Index d = 0; d < dim; ++d) reciprocals.data[d] = T(1) / reciprocals.data[d];
+  }
+
+  // y = x R for n rows
+  void multiply(View<Element> y, View<const Element> x, Index n, Index dim) const {
+    if (!diagonal) return product<Layout, Into::assign>(y, x, constant(matrix), n, dim, dim);
+    for (Index t = 0; t < n; ++t)
+      for (Index d = 0; d < dim; d += Layout::width)
+        store(y.data + t * y.rows + d, Vector(load<Vector>(x.data + t * x.rows + d) * load<Vector>(reciprocals.data + d)));
+  }
+
+  // R <- (R - Y^T Y) / m
+  void update(View<const Element> gains, const Gates<Layout>& gates, Index n, Index dim) {
+    if (diagonal) spread(dim);
+    symmetric_product<Layout, Into::subtract, Symmetric::square>(matrix, gains, gains, dim, n);
+    if (gates.any) scale<Layout>(matrix, Element(T(1) / gates.last_decay), dim, dim);
+  }
+
+  void spread(Index dim) {
+    clear<Layout>(matrix, 0, dim);
+    for (Index d = 0; d < dim; ++d) matrix.data[d * matrix.rows + d] = reciprocals.data[d];
+    diagonal = false;
+  }
+};
 
 // x <- H'_t^-1 x_t for every row of the chunk: x R - lower(x Y^T) Y, into `solved`
 template <class Layout, class Element>
-inline void solve_rows(View<Element> solved, View<const Element> x, View<const Element> inverse,
+inline void solve_rows(View<Element> solved, View<const Element> x, const Inverse<Layout>& inverse,
                        View<const Element> gains, View<const Element> gains_t, View<Element> scores, Index n,
                        Index dim) {
   product<Layout, Into::assign, Part::all, Part::lower>(scores, x, gains_t, n, n, dim);
   keep<Layout, Part::lower>(scores, n, Layout::chunk);
-  product<Layout, Into::assign>(solved, x, inverse, n, dim, dim);
+  inverse.multiply(solved, x, n, dim);
   product<Layout, Into::subtract, Part::lower>(solved, constant(scores), gains, n, dim, n);
-}
-
-// R <- (R - Y^T Y) / m
-template <class Layout, class Element>
-inline void update_inverse(View<Element> inverse, View<const Element> gains, const Gates<Layout>& gates, Index n,
-                           Index dim) {
-  product<Layout, Into::subtract>(inverse, gains.transposed(), gains, dim, dim, n);
-  if (gates.any) scale<Layout>(inverse, Element(typename Layout::Number(1) / gates.last_decay), dim, dim);
 }
 
 // For a ridge that is not forgotten, where the tokens share no factor: H_t = C_t + diag(ridge), one Cholesky
@@ -289,7 +311,9 @@ struct MesaForward {
   using Element = typename Layout::Element;
   static constexpr Index chunk = Layout::chunk;
 
-  View<Element> q, k, v, o, key, solved, gains, gram, scores, inverse, past, scratch;
+  View<const Element> q, k, v;  // of the chunk
+  View<Element> q_buffer, k_buffer, v_buffer, o_buffer, key, solved, gains, gram, scores, past, scratch;
+  Inverse<Layout> inverse;
   Gates<Layout> gates;
   Evidence<Layout> evidence;
   TokenSolver<Layout> tokens;
@@ -298,11 +322,12 @@ struct MesaForward {
 
   MesaForward(const Sizes& size, void* memory) {
     Workspace<Layout> space(memory);
-    q = space.matrix(chunk, size.dim), k = space.matrix(chunk, size.dim), key = space.matrix(chunk, size.dim);
-    v = space.matrix(chunk, size.dim_v), o = space.matrix(chunk, size.dim_v);
+    q_buffer = space.matrix(chunk, size.dim), k_buffer = space.matrix(chunk, size.dim);
+    v_buffer = space.matrix(chunk, size.dim_v), o_buffer = space.matrix(chunk, size.dim_v);
+    key = space.matrix(chunk, size.dim);
     solved = space.matrix(chunk, size.dim), gains = space.matrix(chunk, size.dim);
     gram = space.matrix(chunk, chunk), scores = space.matrix(chunk, chunk);
-    inverse = space.matrix(size.dim, size.dim), past = space.matrix(size.dim, size.dim_v);
+    inverse.allocate(space, size.dim), past = space.matrix(size.dim, size.dim_v);
     scratch = space.matrix(size.dim, chunk);
     gates.allocate(space);
     evidence.allocate(space);
@@ -317,7 +342,7 @@ struct MesaForward {
     if (problem.constant) {
       tokens.begin(problem, group);
     } else {
-      initial_inverse<Layout, T>(inverse, problem, group, q);
+      inverse.begin(problem, group);
     }
     load_past(problem, group);
     evidence.begin();
@@ -333,39 +358,40 @@ struct MesaForward {
       prefetch_rows(problem.q, group, size, start + n, chunk, dim);
       prefetch_rows(problem.k, group, size, start + n, chunk, dim);
       prefetch_rows(problem.v, group, size, start + n, chunk, dim_v);
-      load_rows(q, problem.q, group, start, n, dim);
-      load_rows(k, problem.k, group, start, n, dim);
-      load_rows(v, problem.v, group, start, n, dim_v);
-      evidence.add_keys(constant(k), gates, n, dim);
-      evidence.add(constant(q), n, dim), evidence.add(constant(v), n, dim_v);
-      clear<Layout>(k, n, chunk);
+      q = rows_to_read(problem.q, group, start, n, dim, q_buffer);
+      k = rows_to_read(problem.k, group, start, n, dim, k_buffer);
+      v = rows_to_read(problem.v, group, start, n, dim_v, v_buffer);
+      const View<Element> o = rows_to_write(problem.o, group, start, n, dim_v, o_buffer);
+      evidence.add_keys(k, gates, n, dim), evidence.add(q, n, dim), evidence.add(v, n, dim_v);
       const bool last = start + n == time;
       if (problem.constant) {
-        tokens.solve_chunk(solved, constant(q), constant(k), gates, n, dim);
+        tokens.solve_chunk(solved, q, k, gates, n, dim);
       } else {
         solve_queries(n, dim);
         if (!last || problem.final_matrix != nullptr)
-          update_inverse<Layout>(inverse, constant(gains), gates, n, dim);
+          inverse.update(constant(gains), gates, n, dim);
       }
-      // now the effective keys of the linear part, write / m times k
-      if (gates.any)
-        scaled_rows<Layout>(k, constant(k), n, dim, [this](Index t) { return gates.factor(t); });
+      if (gates.any) {
+        // the effective keys of the linear part
+        scaled_rows<Layout>(key, k, n, dim, [this](Index t) { return gates.factor(t); });
+        k = constant(key);
+      }
       if (problem.constant) {
         const auto solved_t = transposed<Layout>(constant(solved), chunk, dim, scratch);
-        product<Layout, Into::assign, Part::all, Part::upper>(scores, constant(k), solved_t, n, n, dim);
+        product<Layout, Into::assign, Part::all, Part::upper>(scores, k, solved_t, n, n, dim);
         keep<Layout, Part::upper>(scores, n, chunk);
       }
-      product<Layout, Into::assign, Part::lower>(o, constant(scores.transposed()), constant(v), n, dim_v, n);
+      product<Layout, Into::assign, Part::lower>(o, constant(scores.transposed()), v, n, dim_v, n);
       if (!empty) product<Layout, Into::add>(o, constant(solved), constant(past), n, dim_v, dim);
-      store_rows(problem.o, constant(o), group, start, n, dim_v);
+      finish_rows(problem.o, o, group, start, n, dim_v);
       if (last) evidence.store(problem, group);
       if (last && problem.final_association == nullptr) break;
-      product<Layout, Into::add>(past, constant(k.transposed()), constant(v), dim, dim_v, n);
+      product<Layout, Into::add>(past, k.transposed(), v, dim, dim_v, n);
       if (gates.any) scale<Layout>(past, gates.last_decay, dim, dim_v);
       empty = false;
     }
     if (problem.final_matrix != nullptr)
-      store_matrix<Layout, T, Element>(problem.final_matrix, constant(problem.constant ? tokens.gram : inverse), size,
+      store_matrix<Layout, T, Element>(problem.final_matrix, constant(problem.constant ? tokens.gram : inverse.matrix), size,
                                        group, dim, dim);
     if (problem.final_association != nullptr) {
       const Operand<T> transposed_matrix{problem.final_association, size.heads * dim * dim_v, 1, dim * dim_v, dim};
@@ -389,12 +415,11 @@ struct MesaForward {
   // (k R q - k Y^T s) loses where a small ridge makes R large.
   void solve_queries(Index n, Index dim) {
     find_gains(n, dim);
-    clear<Layout>(q, n, chunk);
-    const auto q_t = transposed<Layout>(constant(q), chunk, dim, scratch);
+    const auto q_t = transposed<Layout>(q, chunk, dim, scratch);
     product<Layout, Into::assign, Part::all, Part::upper>(scores, constant(gains), q_t, n, n, dim);
     clear<Layout>(scores, n, chunk);
     keep<Layout, Part::upper>(scores, n, chunk);
-    product<Layout, Into::assign>(solved, constant(q), constant(inverse), n, dim, dim);
+    inverse.multiply(solved, q, n, dim);
     product<Layout, Into::subtract, Part::lower>(solved, constant(scores.transposed()), constant(gains), n, dim, n);
     solve_upper<Layout>(constant(gram), inverse_diagonal, scores, n);
     if (gates.any)
@@ -402,15 +427,15 @@ struct MesaForward {
   }
 
   void find_gains(Index n, Index dim) {
-    View<Element> keys = k;
+    View<const Element> keys = k;
     if (gates.any) {
       clear<Layout>(key, n, chunk);
-      scaled_rows<Layout>(key, constant(k), n, dim, [this](Index t) { return square_root<T>(gates.factor(t)); });
-      keys = key;
+      scaled_rows<Layout>(key, k, n, dim, [this](Index t) { return square_root<T>(gates.factor(t)); });
+      keys = constant(key);
     }
     clear<Layout>(gains, n, chunk);
-    product<Layout, Into::assign>(gains, constant(keys), constant(inverse), n, dim, dim);
-    const auto keys_t = transposed<Layout>(constant(keys), chunk, dim, scratch);
+    inverse.multiply(gains, keys, n, dim);
+    const auto keys_t = transposed<Layout>(keys, chunk, dim, scratch);
     product<Layout, Into::assign, Part::all, Part::upper>(gram, constant(gains), keys_t, chunk, chunk, dim);
     for (Index i = 0; i < chunk; ++i) gram.data[i * gram.rows + i] += T(1);
     cholesky<Layout>(gram, chunk, Element{} + T(1), inverse_diagonal);
@@ -419,17 +444,21 @@ struct MesaForward {
 };
 
 // With g = dL/do: first forward in time w_t = H_t^-1 G_t^T g_t = dq_t, then backward in time with the sums over the
-// future P of m g q~^T and N of m w q~^T, where q~ = H^-1 q (one more solve, and three linear attentions):
+// future P of m g q~^T and S of m (w q~^T + q~ w^T), where q~ = H^-1 q (one more solve, and three linear attentions):
 //
-//     dv_i = write_i P_i k_i,     dk_i = write_i [P_i^T v_i - (N_i + N_i^T) k_i]
+//     dv_i = write_i P_i k_i,     dk_i = write_i [P_i^T v_i - S_i k_i]
 template <class Layout>
 struct MesaBackward {
   using T = typename Layout::Number;
   using Element = typename Layout::Element;
   static constexpr Index chunk = Layout::chunk;
 
-  View<Element> k, key, v, g, out, out_v, scores, pulls, inverse, past, future, pair, pair_sum, scratch, scratch_v, future_t;
+  View<const Element> k, v, g;  // of the chunk
+  View<Element> key, out_buffer, out_v_buffer, scores, pulls, past, future, pairs, scratch, scratch_v, future_t;
   View<Element> w, dridge, dwrite, penalty;
+  Rows<Layout> keys, values, gradients;
+  bool kept;
+  Inverse<Layout> inverse;
   Gates<Layout> gates;
   TokenSolver<Layout> tokens;
   Index bytes;
@@ -437,12 +466,15 @@ struct MesaBackward {
 
   MesaBackward(const Sizes& size, void* memory) {
     Workspace<Layout> space(memory);
-    k = space.matrix(chunk, size.dim), key = space.matrix(chunk, size.dim), out = space.matrix(chunk, size.dim);
-    v = space.matrix(chunk, size.dim_v), g = space.matrix(chunk, size.dim_v), out_v = space.matrix(chunk, size.dim_v);
+    kept = keep_rows<Layout>(size);
+    keys.allocate(space, size.time, size.dim, kept, chunk), values.allocate(space, size.time, size.dim_v, kept, chunk);
+    gradients.allocate(space, size.time, size.dim_v, kept, chunk);
+    key = space.matrix(chunk, size.dim);
+    out_buffer = space.matrix(chunk, size.dim), out_v_buffer = space.matrix(chunk, size.dim_v);
     scores = space.matrix(chunk, chunk), pulls = space.matrix(chunk, chunk);
-    inverse = space.matrix(size.dim, size.dim), past = space.matrix(size.dim_v, size.dim);
+    inverse.allocate(space, size.dim), past = space.matrix(size.dim_v, size.dim);
     future = space.matrix(size.dim_v, size.dim), future_t = space.matrix(size.dim, size.dim_v);
-    pair = space.matrix(size.dim, size.dim), pair_sum = space.matrix(size.dim, size.dim);
+    pairs = space.matrix(size.dim, size.dim);
     scratch = space.matrix(size.dim, chunk), scratch_v = space.matrix(size.dim_v, chunk);
     w = space.matrix(size.time, size.dim), dridge = space.matrix(1, size.dim), dwrite = space.matrix(chunk, 1);
     penalty = space.matrix(chunk, 1);
@@ -467,7 +499,7 @@ struct MesaBackward {
     if (problem.constant) {
       tokens.begin(problem, group);
     } else {
-      initial_inverse<Layout, T>(inverse, problem, group, k);
+      inverse.begin(problem, group);
     }
     clear<Layout>(past, 0, dim_v);
     if (problem.association != nullptr) load_matrix(past, problem.association, size, group, dim_v, dim);
@@ -480,31 +512,32 @@ struct MesaBackward {
       prefetch_matrix<false>(saved.gains(start), n);
       prefetch_chunk(problem, group, start + n);
       load_chunk(problem, group, start, n);
-      View<Element> keys = k;
+      View<const Element> written = k;
       if (gates.any) {
-        scaled_rows<Layout>(key, constant(k), n, dim, [this](Index t) { return gates.factor(t); });
-        keys = key;
+        scaled_rows<Layout>(key, k, n, dim, [this](Index t) { return gates.factor(t); });
+        written = constant(key);
       }
       // out = G_t^T g_t
-      const auto v_t = transposed<Layout>(constant(v), chunk, dim_v, scratch_v);
-      product<Layout, Into::assign, Part::all, Part::lower>(scores, constant(g), v_t, n, n, dim_v);
+      const View<Element> out = out_buffer;
+      const auto v_t = transposed<Layout>(v, chunk, dim_v, scratch_v);
+      product<Layout, Into::assign, Part::all, Part::lower>(scores, g, v_t, n, n, dim_v);
       keep<Layout, Part::lower>(scores, n, chunk);
-      product<Layout, Into::assign, Part::lower>(out, constant(scores), constant(keys), n, dim, n);
-      if (!empty) product<Layout, Into::add>(out, constant(g), constant(past), n, dim, dim_v);
+      product<Layout, Into::assign, Part::lower>(out, constant(scores), written, n, dim, n);
+      if (!empty) product<Layout, Into::add>(out, g, constant(past), n, dim, dim_v);
       const auto gains = constant(saved.gains(start));
       const View<Element> solved{w.data + start * w.rows, w.rows};
       if (problem.constant) {
-        tokens.solve_chunk(solved, constant(out), constant(k), gates, n, dim);
+        tokens.solve_chunk(solved, constant(out), k, gates, n, dim);
       } else {
         if (n < chunk) clear<Layout>(scratch, 0, dim);
         const auto gains_t = transposed<Layout>(gains, n, dim, scratch);
-        solve_rows<Layout>(solved, constant(out), constant(inverse), gains, gains_t, scores, n, dim);
+        solve_rows<Layout>(solved, constant(out), inverse, gains, gains_t, scores, n, dim);
       }
       store_rows(problem.dq, constant(solved), group, start, n, dim);
       ends[chunks++] = start + n;
       if (start + n == time) break;
-      if (!problem.constant) update_inverse<Layout>(inverse, gains, gates, n, dim);
-      product<Layout, Into::add>(past, constant(v.transposed()), constant(keys), dim_v, dim, n);
+      if (!problem.constant) inverse.update(gains, gates, n, dim);
+      product<Layout, Into::add>(past, v.transposed(), written, dim_v, dim, n);
       if (gates.any) scale<Layout>(past, gates.last_decay, dim_v, dim);
       empty = false;
     }
@@ -516,7 +549,7 @@ struct MesaBackward {
     const Sizes& size = problem.size;
     const Index dim = size.dim, dim_v = size.dim_v;
     clear<Layout>(future, 0, dim_v);
-    clear<Layout>(pair, 0, dim);
+    clear<Layout>(pairs, 0, dim);
     clear<Layout>(dridge, 0, 1);
     for (Index index = chunks - 1; index >= 0; --index) {
       const Index start = index == 0 ? 0 : ends[index - 1];
@@ -528,58 +561,72 @@ struct MesaBackward {
       prefetch_rows<true>(problem.dv, group, size, start, n, dim_v);
       if (index > 0) {
         const Index before = index == 1 ? 0 : ends[index - 2];
-        prefetch_chunk(problem, group, before);
+        if (!kept) prefetch_chunk(problem, group, before);
         prefetch_matrix<false>(saved.solved(before), chunk);
         prefetch_matrix<false>(View<Element>{w.data + before * w.rows, w.rows}, chunk);
       }
-      load_chunk(problem, group, start, n);
+      kept ? find_chunk(start) : load_chunk(problem, group, start, n);
       if (gates.any && !last) {
         scale<Layout>(future, gates.last_decay, dim_v, dim);
-        scale<Layout>(pair, gates.last_decay, dim, dim);
+        scale<Layout>(pairs, gates.last_decay, dim, dim);
       }
       // a ridge that is forgotten reaches token t as m_t ridge
       if (gates.any && !problem.constant) scale<Layout>(dridge, gates.last_decay, 1, dim);
+      const View<Element> out = rows_to_write(problem.dk, group, start, n, dim, out_buffer);
+      const View<Element> out_v = rows_to_write(problem.dv, group, start, n, dim_v, out_v_buffer);
       // dv = k P^T + upper(k q~^T) g
       if (n < chunk) clear<Layout>(scratch, 0, dim);
       const auto solved_t = transposed<Layout>(solved, n, dim, scratch);
-      product<Layout, Into::assign, Part::all, Part::upper>(scores, constant(k), solved_t, n, n, dim);
+      product<Layout, Into::assign, Part::all, Part::upper>(scores, k, solved_t, n, n, dim);
       keep<Layout, Part::upper>(scores, n, chunk);
-      product<Layout, Into::assign, Part::upper>(out_v, constant(scores), constant(g), n, dim_v, n);
+      product<Layout, Into::assign, Part::upper>(out_v, constant(scores), g, n, dim_v, n);
       if (!last) {
         const auto future_view = transposed<Layout>(constant(future), dim_v, dim, future_t);
-        product<Layout, Into::add>(out_v, constant(k), future_view, n, dim_v, dim);
+        product<Layout, Into::add>(out_v, k, future_view, n, dim_v, dim);
       }
-      // dk = v P - k (N + N^T) + upper(v g^T - k w^T) q~ - upper(k q~^T) w
-      const auto g_t = transposed<Layout>(constant(g), chunk, dim_v, scratch_v);
-      product<Layout, Into::assign, Part::all, Part::upper>(pulls, constant(v), g_t, n, n, dim_v);
+      // dk = v P - k S + upper(v g^T - k w^T) q~ - upper(k q~^T) w
+      const auto g_t = transposed<Layout>(g, chunk, dim_v, scratch_v);
+      product<Layout, Into::assign, Part::all, Part::upper>(pulls, v, g_t, n, n, dim_v);
       const auto w_t = transposed<Layout>(w_rows, n, dim, scratch);
-      product<Layout, Into::subtract, Part::all, Part::upper>(pulls, constant(k), w_t, n, n, dim);
+      product<Layout, Into::subtract, Part::all, Part::upper>(pulls, k, w_t, n, n, dim);
       keep<Layout, Part::upper>(pulls, n, chunk);
       product<Layout, Into::assign, Part::upper>(out, constant(pulls), solved, n, dim, n);
       product<Layout, Into::subtract, Part::upper>(out, constant(scores), w_rows, n, dim, n);
       if (!last) {
-        product<Layout, Into::add>(out, constant(v), constant(future), n, dim, dim_v);
-        add_transposed<Layout>(pair_sum, constant(pair), dim);
-        product<Layout, Into::subtract>(out, constant(k), constant(pair_sum), n, dim, dim);
+        product<Layout, Into::add>(out, v, constant(future), n, dim, dim_v);
+        product<Layout, Into::subtract>(out, k, constant(pairs), n, dim, dim);
       }
       // what lies before needs the sums from here on
-      product<Layout, Into::add>(future, constant(g.transposed()), solved, dim_v, dim, n);
-      product<Layout, Into::add>(pair, w_rows.transposed(), solved, dim, dim, n);
-      for (Index t = 0; t < n; ++t) {
-        const Element by = problem.constant ? gates.growth(t) : Element{} + T(1);
-        for (Index d = 0; d < dim; ++d)
-          dridge.data[d] -= by * w_rows.data[t * w.rows + d] * solved.data[t * solved.rows + d];
-      }
+      if (index > 0 || problem.dassociation != nullptr)
+        product<Layout, Into::add>(future, g.transposed(), solved, dim_v, dim, n);
+      if (index > 0 || problem.pairs != nullptr)
+        symmetric_product<Layout, Into::add, Symmetric::pair>(pairs, w_rows, solved, dim, n);
+      add_ridge_gradient(problem, w_rows, solved, n);
       if (problem.penalty.data != nullptr) find_penalty(problem, group, w_rows, solved, start, n);
-      if (gates.any) weigh(problem, group, start, n);
-      store_rows(problem.dv, constant(out_v), group, start, n, dim_v);
-      store_rows(problem.dk, constant(out), group, start, n, dim);
+      if (gates.any) weigh(problem, group, out, out_v, start, n);
+      finish_rows(problem.dv, out_v, group, start, n, dim_v);
+      finish_rows(problem.dk, out, group, start, n, dim);
     }
     store_matrix<Layout, T, Element>(problem.dridge, constant(dridge), size, group, 1, dim);
     if (problem.dassociation != nullptr)
       store_matrix<Layout, T, Element>(problem.dassociation, constant(future), size, group, dim_v, dim);
-    if (problem.pairs != nullptr)
-      store_matrix<Layout, T, Element>(problem.pairs, constant(pair), size, group, dim, dim);
+    if (problem.pairs == nullptr) return;
+    scale<Layout>(pairs, Element{} + T(0.5), dim, dim);
+    store_matrix<Layout, T, Element>(problem.pairs, constant(pairs), size, group, dim, dim);
+  }
+
+  // dridge -= sum_t w_t q~_t, for each coordinate
+  void add_ridge_gradient(const MesaProblem<T>& problem, View<const Element> w_rows, View<const Element> solved, Index n) {
+    using Vector = typename Layout::Vector;
+    const bool grows = problem.constant && gates.any;
+    for (Index d = 0; d < problem.size.dim; d += Layout::width) {
+      Vector sum = load<Vector>(dridge.data + d);
+      for (Index t = 0; t < n; ++t) {
+        const Vector both = load<Vector>(w_rows.data + t * w_rows.rows + d) * load<Vector>(solved.data + t * solved.rows + d);
+        sum -= grows ? Vector(gates.growth(t) * both) : both;
+      }
+      store(dridge.data + d, sum);
+    }
   }
 
   // sum_d ridge_d w_d q~_d of each token, which the gradient of log_forget needs
@@ -597,7 +644,8 @@ struct MesaBackward {
 
   // The gates' own gradient, and their factor on those of keys and values: with dk and dv as they are before it,
   // dwrite_i = (dk_i . k_i + dv_i . v_i) / (2 m_i).
-  void weigh(const MesaProblem<T>& problem, const Group<Layout>& group, Index start, Index n) {
+  void weigh(const MesaProblem<T>& problem, const Group<Layout>& group, View<Element> out, View<Element> out_v,
+             Index start, Index n) {
     const Index dim = problem.size.dim, dim_v = problem.size.dim_v;
     for (Index t = 0; t < n; ++t) {
       const Element both = dot<Layout>(out.data + t * out.rows, k.data + t * k.rows, dim) +
@@ -617,12 +665,15 @@ struct MesaBackward {
     prefetch_rows(problem.g, group, size, start, chunk, size.dim_v);
   }
 
+  // k, v and g of a chunk whose rows were kept
+  void find_chunk(Index start) {
+    k = constant(keys.at(start)), v = constant(values.at(start)), g = constant(gradients.at(start));
+  }
+
   void load_chunk(const MesaProblem<T>& problem, const Group<Layout>& group, Index start, Index n) {
-    load_rows(k, problem.k, group, start, n, problem.size.dim);
-    load_rows(v, problem.v, group, start, n, problem.size.dim_v);
-    load_rows(g, problem.g, group, start, n, problem.size.dim_v);
-    clear<Layout>(v, n, chunk);
-    clear<Layout>(g, n, chunk);
+    k = rows_to_read(problem.k, group, start, n, problem.size.dim, keys.at(start));
+    v = rows_to_read(problem.v, group, start, n, problem.size.dim_v, values.at(start));
+    g = rows_to_read(problem.g, group, start, n, problem.size.dim_v, gradients.at(start));
   }
 };
 

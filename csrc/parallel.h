@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstring>
 #include <system_error>
 #include <thread>
 #include <vector>
@@ -25,12 +26,13 @@ namespace mesascope {
 template <class Problem>
 void run_groups(const Kernel<Problem>& kernel, const Problem& problem, Index groups, int threads) {
   const Index workers = std::max<Index>(1, std::min<Index>(threads, groups));
-  // a few blocks for each thread, so that one that is held up does not hold up the call
-  const Index block = std::max<Index>(1, groups / (4 * workers));
+  // many blocks for each thread, so that one that is held up does not hold up the call
+  const Index block = std::max<Index>(1, groups / (32 * workers));
   const Index bytes = (kernel.workspace(problem.size) + 63) / 64 * 64;
   const Borrowed memory(std::size_t(workers * bytes));
   std::atomic<Index> next{0};
   const auto work = [&](void* workspace) {
+    std::memset(workspace, 0, std::size_t(bytes));
     for (Index begin; (begin = next.fetch_add(block)) < groups;)
       kernel.run(problem, begin, std::min(begin + block, groups), workspace);
   };

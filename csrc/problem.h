@@ -62,7 +62,7 @@ struct MesaProblem {
   Operand<T> dwrite;                  // [B, T, H], or absent
   Operand<T> penalty;                 // sum_d ridge_d w_(t,d) q~_(t,d) [B, T, H], or absent
   T* dassociation = nullptr;          // [B, H, Dv, D], or absent
-  T* pairs = nullptr;                 // sum_t m_t w_t q~_t^T = -dL/dH_0, [B, H, D, D], or absent
+  T* pairs = nullptr;                 // sum_t m_t w_t q~_t^T = -dL/dH_0, its symmetric part [B, H, D, D], or absent
 };
 
 }  // namespace mesascope

@@ -37,7 +37,7 @@ struct HeadsInLanes {
   using Number = T;
   static constexpr int heads = register_bytes / sizeof(T);
   static constexpr int width = 1;  // columns of a matrix in one register
-  static constexpr int chunk = 8;  // tokens treated at once
+  static constexpr int chunk = 10;  // tokens treated at once
   using Element = Pack<T, heads>;
   using Vector = Element;
 };

@@ -16,7 +16,11 @@ from .mesa_cases import REGULARIZERS, Case, draw, relative
 KERNELS = native_kernels()
 pytestmark = pytest.mark.skipif(KERNELS is None, reason="this run is without compiled kernels")
 
-SHAPES = [(3, 21, 7, 5, 6), (1, 50, 16, 20, 20), (2, 35, 1, 33, 17), (1, 17, 2, 64, 64), (1, 9, 3, 1, 2)]
+SHAPES = [
+    *((3, 21, 7, 5, 6), (1, 50, 16, 20, 20), (2, 35, 1, 33, 17), (1, 17, 2, 64, 64), (1, 9, 3, 1, 2)),
+    # rows that are too many to be kept for the way back in time; matrices of more registers than a tile has
+    *((1, 90, 8, 20, 20), (1, 20, 1, 100, 112)),
+]
 
 
 INSTRUCTION_SETS = {} if KERNELS is None else KERNELS.instruction_sets()
