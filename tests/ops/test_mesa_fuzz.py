@@ -63,17 +63,16 @@ def sizes(exact: dict[str, Tensor], drawn: Operands) -> dict[str, float]:
 
 
 def check(found: dict[str, Tensor], exact: dict[str, Tensor], sizes: dict[str, float], bound: float) -> None:
-    """Raise an error unless everything that fits into the number range is as exact as it can be, the output to 2 %.
+    """Raise an error unless everything is as exact as it can be, the output to 2 %.
 
     The first keys of a sequence, where each shrinks the inverse by its gain, lose more digits of a gradient.
     """
     for name, result in found.items():
         gain = min(bound, _LARGEST_GAIN[result.dtype]) if name.startswith("gradient") else 0.0
         allowed = torch.finfo(result.dtype).eps * (100 + (30 + gain) * bound)
-        if bool((exact[name].abs() < torch.finfo(result.dtype).max / 2).all()):
-            error = float((result.double() - exact[name]).norm()) / sizes[name]
-            limit = min(allowed, 2e-2) if name == "output" else allowed
-            assert error <= limit, f"{name}: error {error:.1e}, {limit:.1e} is allowed"
+        error = float((result.double() - exact[name]).norm()) / sizes[name]
+        limit = min(allowed, 2e-2) if name == "output" else allowed
+        assert error <= limit, f"{name}: error {error:.1e}, {limit:.1e} is allowed"
 
 
 @settings(max_examples=100)
@@ -94,7 +93,7 @@ def test_every_backend_is_right_or_says_that_it_is_not(fuzz: Fuzz) -> None:
             assert rounding * bound > 1e-4, f"{backend} in {dtype} refuses a condition of {bound:.1e}"
         else:
             assert all(bool(found[name].isfinite().all()) for name in ("output", "matrix", "association")), backend
-            if exact is not None:
+            if exact is not None and rounding * bound < 1:  # else it is singular, and finite is all it can be
                 check(found, exact, sizes(exact, drawn), bound)
 
 
