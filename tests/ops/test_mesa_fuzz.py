@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from torch import Tensor
 
 from mesascope.errors import InputError
+from mesascope.ops.mesa.native import _LARGEST_GAIN
 
 from .fuzz_cases import Fuzz, fuzzes
 from .mesa_cases import FAST, Operands
@@ -61,13 +62,17 @@ def sizes(exact: dict[str, Tensor], drawn: Operands) -> dict[str, float]:
     return result
 
 
-def check(found: dict[str, Tensor], exact: dict[str, Tensor], sizes: dict[str, float], allowed: float) -> None:
-    """Raise an error unless everything that fits into the number range is as exact as allowed, the output to 2 %."""
+def check(found: dict[str, Tensor], exact: dict[str, Tensor], sizes: dict[str, float], bound: float) -> None:
+    """Raise an error unless everything is as exact as it can be, the output to 2 %.
+
+    The first keys of a sequence, where each shrinks the inverse by its gain, lose more digits of a gradient.
+    """
     for name, result in found.items():
-        if bool((exact[name].abs() < torch.finfo(result.dtype).max / 2).all()):
-            error = float((result.double() - exact[name]).norm()) / sizes[name]
-            limit = min(allowed, 2e-2) if name == "output" else allowed
-            assert error <= limit, f"{name}: error {error:.1e}, {limit:.1e} is allowed"
+        gain = min(bound, _LARGEST_GAIN[result.dtype]) if name.startswith("gradient") else 0.0
+        allowed = torch.finfo(result.dtype).eps * (100 + (30 + gain) * bound)
+        error = float((result.double() - exact[name]).norm()) / sizes[name]
+        limit = min(allowed, 2e-2) if name == "output" else allowed
+        assert error <= limit, f"{name}: error {error:.1e}, {limit:.1e} is allowed"
 
 
 @settings(max_examples=100)
@@ -88,17 +93,16 @@ def test_every_backend_is_right_or_says_that_it_is_not(fuzz: Fuzz) -> None:
             assert rounding * bound > 1e-4, f"{backend} in {dtype} refuses a condition of {bound:.1e}"
         else:
             assert all(bool(found[name].isfinite().all()) for name in ("output", "matrix", "association")), backend
-            if exact is not None:
-                check(found, exact, sizes(exact, drawn), rounding * (100 + 30 * bound))
+            if exact is not None and rounding * bound < 1:  # else it is singular, and finite is all it can be
+                check(found, exact, sizes(exact, drawn), bound)
 
 
-def test_an_error_of_one_percent_is_found() -> None:
+def test_an_error_of_a_thousandth_is_found() -> None:
     """The allowed errors are small where the condition is."""
     fuzz = Fuzz((2, 9, 2, 3, 2), "constant", "forget and write", True, 0.5, "random", "mild", ("contiguous",), 0)
     drawn = fuzz.operands()
     exact = differentiate(fuzz, drawn, "reference")
     assert condition(drawn) < 200
-    allowed = torch.finfo(torch.float32).eps * (100 + 30 * condition(drawn))
     for name, result in exact.items():
         with pytest.raises(AssertionError, match=f"{name}: error"):
-            check({name: 1.01 * result}, exact, sizes(exact, drawn), allowed)
+            check({name: 1.001 * result}, exact, sizes(exact, drawn), condition(drawn))
