@@ -8,7 +8,7 @@ from mesascope.errors import InputError
 from mesascope.figures import LinePanel
 from mesascope.nn import Linear, LinearAttention, Softmax, Transformer, TransformerConfig
 from mesascope.tasks import fully_observed_linear
-from mesascope.uncover import Distillation, linearisation_losses, linearise, replace_attention
+from mesascope.uncover import Distillation, linearisation_losses, linearise, replace_attention, same_weights_linear
 from oracles import transformer as oracle
 
 N_S, TASK = 3, fully_observed_linear(n_s=3, length=8)
@@ -74,6 +74,18 @@ def test_output_projection_is_the_least_squares_solution():
     mixed = np.einsum("bhts,bshd->bthd", scores, v).reshape(160, 8)
     expected, *_ = np.linalg.lstsq(mixed, y.reshape(160, 6))
     np.testing.assert_allclose(layer.P, expected.T, rtol=1e-5, atol=1e-7)
+
+
+def test_same_weights_differ_in_their_output_projection_only(generator):
+    model = transformer(Linear(), Softmax())
+    layers = same_weights_linear(model, TASK, generator, QUICK)
+    for layer, block in zip(layers, model.blocks, strict=True):
+        for name in ("W_Q", "W_K", "W_V"):
+            assert torch.equal(getattr(layer, name), getattr(block.attn, name))
+    # the first layer is linear itself, the second is not
+    errors = linearisation_losses(model, layers, [sequences(1)]).errors
+    assert errors[0] < 1e-12
+    assert 1e-3 < errors[1] < 1
 
 
 @pytest.mark.parametrize("position", [0, 1])

@@ -24,17 +24,18 @@ def weights(module):
     return (getattr(module, name).detach().numpy() for name in ("W_Q", "W_K", "W_V", "P"))
 
 
-def test_equals_numpy_where_inputs_have_all_directions():
-    first, second = layer(SoftmaxAttention, 1), layer(LinearAttention, 2)
-    products = []
+def test_equals_correlations_of_what_the_products_do():
+    first, second, x = layer(SoftmaxAttention, 1), layer(LinearAttention, 2), inputs()
+    rows = x.reshape(-1, WIDTH).numpy()
+    scores, outputs = [], []
     for module in (first, second):
         W_Q, W_K, W_V, P = weights(module)
-        products.append((W_K.T @ W_Q, P @ W_V))
-    cosines = [(a * b).sum() / np.sqrt((a**2).sum() * (b**2).sum()) for a, b in zip(*products, strict=True)]
-    found = product_similarity(first, second, inputs())
-    assert found.directions == WIDTH
-    assert pytest.approx(abs(cosines[0]), rel=1e-10) == found.QK
-    assert pytest.approx(np.sign(cosines[0]) * cosines[1], rel=1e-10) == found.PV
+        scores.append(np.array([[a @ W_K.T @ W_Q @ b for b in rows] for a in rows]))
+        outputs.append(np.array([P @ W_V @ a for a in rows]))
+    QK, PV = ((a * b).sum() / np.sqrt((a**2).sum() * (b**2).sum()) for a, b in (scores, outputs))
+    found = product_similarity(first, second, x)
+    assert pytest.approx(abs(QK), rel=1e-10) == found.QK
+    assert pytest.approx(np.sign(QK) * PV, rel=1e-10) == found.PV
 
 
 def test_sign_of_both_products_does_not_matter():
@@ -64,7 +65,6 @@ def test_directions_that_no_input_has_do_not_matter():
             weight[:, 3:5] -= moved
             weight[:, 0] = 7.0
     found = product_similarity(first, second, tokens)
-    assert found.directions == 2
     assert pytest.approx(1.0, abs=1e-9) == found.QK
     assert pytest.approx(1.0, abs=1e-9) == found.PV
     assert product_similarity(first, second, inputs()).PV < 0.9

@@ -46,6 +46,7 @@ from mesascope.uncover.linearisation import (
     linearisation_losses,
     linearise,
     replace_attention,
+    same_weights_linear,
 )
 from mesascope.uncover.preconditioning import (
     PreconditioningProbes,
@@ -151,6 +152,7 @@ __all__ = [
     "query_probes",
     "replace_attention",
     "residual_stream",
+    "same_weights_linear",
     "search_least_squares",
     "search_true_pairs",
     "sensitivity",

@@ -115,14 +115,25 @@ def linearise(
             student.loss(*example).backward()
         optimiser.step()
         schedule.step()
-    for student in students:
-        student.forget(0.0)
-    with torch.no_grad():
-        for _ in range(settings.final_batches):
-            batch = task.sample(settings.batch_size, generator, dtype=dtype)
-            for student, example in zip(students, _examples(model, batch), strict=True):
-                student.loss(*example)
-    return tuple(student.layer.requires_grad_(False) for student in students)
+    return _with_final_outputs(students, model, task, generator, settings)
+
+
+def same_weights_linear(
+    model: Transformer, task: Dynamics, generator: torch.Generator, settings: Distillation = Distillation()
+) -> tuple[LinearAttention, ...]:
+    """Linear layers with the W_Q, W_K and W_V of the attention layers of a model, and the P with the least error.
+
+    A control for `linearise`, which starts from random weights: where it has the larger error, it has ended in a local
+    minimum. Arguments as there; only `batch_size` and `final_batches` of the settings count.
+    """
+    students = []
+    for index, original in enumerate(attention_layers(model)):
+        layer = _initial_layer(model, index, generator).to(original.P.dtype)
+        with torch.no_grad():
+            for name in ("W_Q", "W_K", "W_V"):
+                getattr(layer, name).copy_(getattr(original, name))
+        students.append(_Student(layer))
+    return _with_final_outputs(students, model, task, generator, settings)
 
 
 def replace_attention(model: Transformer, layer: int, attention: LinearAttention) -> Transformer:
@@ -209,6 +220,24 @@ class _Student:
         # where features are redundant, the smallest of the solutions
         ridge = 1e-9 * self.gram.diagonal().mean() * torch.eye(len(self.gram), dtype=torch.float64)
         self.layer.P.copy_(torch.linalg.solve(self.gram + ridge, self.cross).T)
+
+
+@torch.no_grad()
+def _with_final_outputs(
+    students: Sequence[_Student],
+    model: Transformer,
+    task: Dynamics,
+    generator: torch.Generator,
+    settings: Distillation,
+) -> tuple[LinearAttention, ...]:
+    """The layers of the students, P solved for on fresh sequences."""
+    for student in students:
+        student.forget(0.0)
+    for _ in range(settings.final_batches):
+        batch = task.sample(settings.batch_size, generator, dtype=next(model.parameters()).dtype)
+        for student, example in zip(students, _examples(model, batch), strict=True):
+            student.loss(*example)
+    return tuple(student.layer.requires_grad_(False) for student in students)
 
 
 def _initial_layer(model: Transformer, index: int, generator: torch.Generator) -> LinearAttention:

@@ -1,7 +1,8 @@
-"""How alike the products of two attention layers are, as far as their inputs can tell.
+"""How alike the products of two attention layers are, in what they do to the inputs of the layers.
 
-Directions that no input has do not matter to a layer: their weights stay where they started. Linear attention with one
-head is the same when both of its products change sign.
+A direction that inputs hardly have hardly matters to a layer, so its weights say little, however large they are; every
+direction counts as much as the inputs vary along it. Linear attention with one head is the same when both of its
+products change sign.
 
 Source: arXiv 2309.05858, Fig. 19. Differences from the paper: (1) it shows pictures; here the cosine of the angle
 between two products is measured.
@@ -16,23 +17,21 @@ from torch import Tensor
 from mesascope.errors import require
 from mesascope.nn import Attention
 
-_NEGLIGIBLE = 1e-6
-"""Share of the largest eigenvalue of the inputs' second moments below which a direction counts as absent."""
-
 
 @dataclass(frozen=True)
 class ProductSimilarity:
     """Cosines between the products of two layers with one head each, between -1 and 1.
 
+    With A and B the products and x, y independent inputs, PV is E[A x . B x] / sqrt(E|A x|^2 E|B x|^2), and QK the same
+    of the numbers x^T A y and x^T B y.
+
     Attributes:
         QK: of W_K^T W_Q, at least 0: the sign of one layer is chosen so.
         PV: of P W_V, with that sign.
-        directions: dimension of the span of the inputs.
     """
 
     QK: float
     PV: float
-    directions: int
 
 
 @torch.no_grad()
@@ -51,18 +50,18 @@ def product_similarity(first: Attention, second: Attention, inputs: Float[Tensor
         require(layer.num_heads == 1, f"{argument}.num_heads", layer.num_heads, "1")
         require(layer.position_dim == 0, f"{argument}.position_dim", layer.position_dim, "0")
         require(layer.width == width, f"{argument}.width", layer.width, f"{width}, the size of the inputs")
-    basis = _span(inputs)
-    QK = [basis.T @ layer.QK[0].double() @ basis for layer in (first, second)]
-    PV = [layer.PV[0].double() @ basis for layer in (first, second)]
+    scale = _root_of_second_moments(inputs)
+    QK = [scale @ layer.QK[0].double() @ scale for layer in (first, second)]
+    PV = [layer.PV[0].double() @ scale for layer in (first, second)]
     sign = 1.0 if float((QK[0] * QK[1]).sum()) >= 0 else -1.0
-    return ProductSimilarity(sign * _cosine(*QK), sign * _cosine(*PV), basis.shape[1])
+    return ProductSimilarity(sign * _cosine(*QK), sign * _cosine(*PV))
 
 
-def _span(inputs: Tensor) -> Float[Tensor, "d directions"]:
-    """An orthonormal basis of the directions that inputs have."""
+def _root_of_second_moments(inputs: Tensor) -> Float[Tensor, "d d"]:
+    """The symmetric square root of E[x x^T]."""
     rows = inputs.double().flatten(0, 1)
-    moments, directions = torch.linalg.eigh(rows.T @ rows)
-    return directions[:, moments > _NEGLIGIBLE * moments.max()]
+    moments, directions = torch.linalg.eigh(rows.T @ rows / len(rows))
+    return directions * moments.clamp(min=0).sqrt() @ directions.T
 
 
 def _cosine(a: Tensor, b: Tensor) -> float:
