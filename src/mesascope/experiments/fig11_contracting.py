@@ -16,7 +16,7 @@ def settings(profile: Profile, seeds: int | None) -> Settings:
     few = seeds or (1 if quick else 5)
     models = OtherDynamics("contracting", profile, one_layer_seeds=seeds or 5, deep_seeds=few)
     studies = (Contracting(models), Preconditioning("fig11b", models.replicates(6)))
-    return Settings(studies, CONSTRUCTED_REDUCTIONS if quick else (), 11 if quick else 450)
+    return Settings(studies, CONSTRUCTED_REDUCTIONS if quick else (), 6 if quick else 450)
 
 
 EXPERIMENT = Experiment(

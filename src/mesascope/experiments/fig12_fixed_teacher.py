@@ -21,7 +21,7 @@ def settings(profile: Profile, seeds: int | None) -> Settings:
     six_fresh = (quick_depth if quick else paper_depth)(few).six_layer_trainings()
     probes = WeakPreconditioning(Preconditioning("fig12b", models.replicates(6)), Preconditioning("fig4f", six_fresh))
     reductions = CONSTRUCTED_REDUCTIONS if quick else ()
-    return Settings((FixedTeacher(models, fresh), probes), reductions, 11 if quick else 600)
+    return Settings((FixedTeacher(models, fresh), probes), reductions, 10 if quick else 600)
 
 
 EXPERIMENT = Experiment(

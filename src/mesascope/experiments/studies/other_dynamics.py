@@ -23,11 +23,11 @@ from mesascope.training.config import TrainingConfig
 DEPTHS = (1, 2, 4, 6)
 
 CONSTRUCTED_REDUCTIONS = (
-    "Warm-up and cosine schedules with peaks of 1e-3 to 1e-2 and 200 to 2,000 steps, instead of 10,000 steps at a "
+    "Warm-up and cosine schedules with peaks of 1e-3 to 1e-2 and 200 to 1,000 steps, instead of 10,000 steps at a "
     "constant 1e-4.",
-    "Models with 2, 4 and 6 layers: gradients clipped to a norm of 0.1 instead of elementwise to 1, and batches of 128 "
-    "sequences instead of 256 but for the six layers on contracting dynamics.",
-    "One seed of the mesa layer and of models with 2, 4 and 6 layers, instead of five.",
+    "Models with 2, 4 and 6 layers: batches of 128 sequences instead of 256, gradients clipped to a norm of 0.1 "
+    "instead of elementwise to 1, and one seed instead of five.",
+    "One seed of the mesa layer instead of five.",
 )
 """How the quick profile of these trainings falls short of the paper."""
 

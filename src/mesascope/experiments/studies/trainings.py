@@ -107,20 +107,15 @@ def constructed_training(
     config = replace(on_constructed_tokens(model, seed=seed), task=task)
     if profile == "paper":
         return config
-    match dynamics, layers:
-        case _, "mesa":
-            return replace(config, schedule=WarmupCosine(5e-3, 30, 200, 1e-5), steps=200, evaluate_every=20)
-        case "contracting", 1:
-            return replace(config, schedule=WarmupCosine(3e-3, 50, 400, 1e-5), steps=400, evaluate_every=20)
-        case "fixed teacher", 1:
-            # with 400 steps at 3e-3 its loss is 0.61 and still falls; here it ends at 0.13
-            return replace(config, schedule=WarmupCosine(1e-2, 50, 1_000, 1e-5), steps=1_000, evaluate_every=50)
-        case "contracting", 6:
-            # with 1,000 steps of half the batch it is 24 % above the scaled form of Proposition 2
-            deep, steps = replace(config, steps=2_000), 2_000
-        case _:
-            deep, steps = replace(config, steps=1_000, batch_size=128), 1_000
-    return replace(deep, schedule=WarmupCosine(1e-3, 300, steps, 1e-5), gradient_clip=ClipGradNorm(0.1))
+    if layers == "mesa":
+        return replace(config, schedule=WarmupCosine(5e-3, 30, 200, 1e-5), steps=200, evaluate_every=20)
+    if layers == 1 and dynamics == "fixed teacher":
+        # with 400 steps at 3e-3 its loss is 0.61 and still falls; it ends at 0.14
+        return replace(config, schedule=WarmupCosine(1e-2, 50, 1_000, 1e-5), steps=1_000, evaluate_every=50)
+    if layers == 1:
+        return replace(config, schedule=WarmupCosine(3e-3, 50, 400, 1e-5), steps=400, evaluate_every=20)
+    schedule = WarmupCosine(1e-3, 300, 1_000, 1e-5)
+    return replace(config, schedule=schedule, steps=1_000, batch_size=128, gradient_clip=ClipGradNorm(0.1))
 
 
 _PAPER: dict[Setting, tuple[float, int, int]] = {
