@@ -135,8 +135,8 @@ def test_round_trip_of_any_training(first: dict[str, Any], second: dict[str, Any
 
 def test_hash_is_stable() -> None:
     """A hash names run folders on disk: when this test fails, stored runs lose their configuration."""
-    assert config_hash(TINY) == "58c5d2b8f26b"
-    assert config_hash(paper_trainings()["lin-1"]) == "cc1d6e0b282f"
+    assert config_hash(TINY) == "8a9ecf85c7fc"
+    assert config_hash(paper_trainings()["lin-1"]) == "d44507d9daa1"
 
 
 EVERY_OPTION = Mesa(
@@ -184,7 +184,7 @@ def test_every_option_of_a_mesa_layer_is_stored_and_named() -> None:
         ("ridge_per", "row", "config.ridge_per: got 'row', but it must be one of 'head', 'coordinate'"),
         ("smallest_ridge", -1.0, "config.smallest_ridge: got -1.0, but it must be at least 0"),
         ("smallest_ridge", 2.0, "config.initial_ridge: got 2.0, but it must be greater than 2"),
-        ("features", [{"type": "Fourier"}], "config.features[0].type: got 'Fourier'; known: DPFP, UnitNorm"),
+        ("features", [{"type": "Fourier"}], "config.features[0].type: got 'Fourier'; known: DPFP, LayerNorm, UnitNorm"),
         ("features", [{"type": "DPFP", "nu": 0}], "config.features[0].nu: got 0, but it must be at least 1"),
         (
             "key_shift",

@@ -1,20 +1,20 @@
 """Attention layers: what their weights mean, for every kind."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
 
-from mesascope.nn import Attention, Linear, LinearAttention, Mesa, MesaAttention, Softmax
+from mesascope.nn import Attention, LayerNorm, Linear, LinearAttention, Mesa, MesaAttention, Norm, Softmax, UnitNorm
 from mesascope.nn.attention import build_attention
 
 KINDS = {"linear": Linear(), "softmax": Softmax(), "mesa": Mesa(0.7)}
 WIDTH, HEADS, KEY = 6, 3, 4
 
 
-def layer(kind: str, *, position_dim: int = 0, normalise_qk: bool = False, seed: int = 0) -> Attention:
-    built = build_attention(
-        KINDS[kind], WIDTH, HEADS, KEY, position_dim=position_dim, normalise_qk=normalise_qk
-    ).double()
+def layer(kind: str, *, position_dim: int = 0, qk_norm: Norm | None = None, seed: int = 0) -> Attention:
+    built = build_attention(KINDS[kind], WIDTH, HEADS, KEY, position_dim=position_dim, qk_norm=qk_norm).double()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in built.parameters():
@@ -55,7 +55,7 @@ def test_heads_add_up_and_own_contiguous_rows(kind: str) -> None:
     total = torch.zeros_like(x)
     for h in range(HEADS):
         rows = slice(h * KEY, (h + 1) * KEY)
-        alone = build_attention(KINDS[kind], WIDTH, 1, KEY, position_dim=0, normalise_qk=False).double()
+        alone = build_attention(KINDS[kind], WIDTH, 1, KEY, position_dim=0, qk_norm=None).double()
         for name in ("W_Q", "W_K", "W_V"):
             getattr(alone, name).copy_(getattr(attention, name)[rows])
         alone.P.copy_(attention.P[:, rows])
@@ -77,7 +77,7 @@ def test_pattern_mixes_the_values_into_the_output(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_causality(kind: str) -> None:
-    attention, x = layer(kind, position_dim=2, normalise_qk=True), inputs()
+    attention, x = layer(kind, position_dim=2, qk_norm=UnitNorm()), inputs()
     positions = torch.randn(5, 2, dtype=torch.float64)
     changed = torch.cat([x[:, :3], inputs(2, 9)[:, 7:]], dim=1)
     before, after = attention(x, positions), attention(changed, positions)
@@ -97,14 +97,15 @@ def test_positions_enter_queries_and_keys_but_not_values(kind: str) -> None:
         torch.testing.assert_close(here - there, expected.expand_as(here))
 
 
+@pytest.mark.parametrize(("norm", "length"), [(UnitNorm(), 1.0), (LayerNorm(1e-20), math.sqrt(KEY))])
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
-def test_normalised_queries_and_keys(kind: str) -> None:
+def test_normalised_queries_and_keys(kind: str, norm: Norm, length: float) -> None:
     """Keys are what is regressed on: with normalisation their scale changes nothing, that of the values does."""
-    attention, x = layer(kind, normalise_qk=True), inputs()
+    attention, x = layer(kind, qk_norm=norm), inputs()
     q, k, _ = attention.project(x)
     for operand in (q, k):
-        torch.testing.assert_close(operand.norm(dim=-1), torch.ones(2, 5, HEADS, dtype=torch.float64))
+        torch.testing.assert_close(operand.norm(dim=-1), torch.full((2, 5, HEADS), length, dtype=torch.float64))
     output = attention(x)
     attention.W_K *= 3
     attention.W_Q *= 0.2

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mesascope.errors import InputError
-from mesascope.nn import DPFP, UnitNorm
+from mesascope.nn import DPFP, LayerNorm, UnitNorm
 from mesascope.nn.features import apply_features, feature_size
 
 from .mesa_layers import dpfp, unit_norm
@@ -50,6 +50,18 @@ def test_unit_norm_of_a_long_half_vector_does_not_overflow() -> None:
     assert result.tolist() == [0.5] * 4
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_layer_norm(dtype: torch.dtype) -> None:
+    x = torch.tensor([[3.0, -4.0, 2.0], [0.0, 0.0, 0.0], [300.0, 400.0, 200.0]], dtype=dtype)
+    result = LayerNorm(1e-6)(x)
+    assert result.dtype == dtype
+    wide = x.double().numpy()
+    expected = (wide - wide.mean(-1, keepdims=True)) / np.sqrt(wide.var(-1, keepdims=True) + 1e-6)
+    np.testing.assert_allclose(result.double(), expected, rtol=2 * torch.finfo(dtype).eps)
+    with pytest.raises(InputError, match="epsilon: got 0, but it must be greater than 0"):
+        LayerNorm(0)
+
+
 def test_features_are_applied_in_order(generator: torch.Generator) -> None:
     x = torch.randn(4, 3, generator=generator, dtype=torch.float64)
     assert torch.equal(apply_features((), x), x)
@@ -61,7 +73,7 @@ def test_features_are_applied_in_order(generator: torch.Generator) -> None:
 
 def test_gradients(generator: torch.Generator) -> None:
     x = torch.randn(4, 3, generator=generator, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: apply_features((DPFP(2), UnitNorm()), x), x)
+    assert torch.autograd.gradcheck(lambda x: apply_features((DPFP(2), UnitNorm(), LayerNorm()), x), x)
 
 
 def test_dpfp_needs_neighbours() -> None:

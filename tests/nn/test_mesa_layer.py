@@ -219,6 +219,6 @@ def test_inside_a_transformer() -> None:
 
 def test_normalising_in_the_transformer_comes_last() -> None:
     mesa = Mesa(features=(DPFP(2),))
-    config = dataclasses.replace(GATED, attention=(mesa,), normalise_qk=True)
+    config = dataclasses.replace(GATED, attention=(mesa,), qk_norm=UnitNorm())
     attention = Transformer(config).blocks[0].attn
     assert attention.features == (DPFP(2), UnitNorm())

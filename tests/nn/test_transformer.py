@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mesascope.errors import InputError
 from mesascope.nn import (
+    LayerNorm,
     Linear,
     LinearAttention,
     Mesa,
@@ -18,6 +19,7 @@ from mesascope.nn import (
     SoftmaxAttention,
     Transformer,
     TransformerConfig,
+    UnitNorm,
     sinusoidal_positions,
 )
 from mesascope.predictor import Predictor
@@ -38,13 +40,16 @@ FULL = TransformerConfig(
 )
 CONFIGS = {
     "full": FULL,
-    "odd positions, normalised": dataclasses.replace(FULL, position_dim=3, normalise_qk=True),
+    "odd positions, normalised": dataclasses.replace(FULL, position_dim=3, qk_norm=UnitNorm()),
+    "layer-normalised": dataclasses.replace(FULL, qk_norm=LayerNorm()),
     "no MLP": dataclasses.replace(FULL, mlp_dim=None),
     "no norm": dataclasses.replace(FULL, layer_norm=False, position_dim=None),
     "clipped": dataclasses.replace(FULL, activation_clip=0.3),
     "attention only": TransformerConfig(8, 2, (Linear(), Linear()), 2, 3, activation_clip=0.5, init_std=0.5),
     "mesa only": TransformerConfig(8, 2, (Mesa(),), 1, 8, init_std=0.5),
 }
+
+NORMS = {None: None, UnitNorm(): oracle.unit_norm, LayerNorm(): oracle.standardise}
 
 
 def model(config: TransformerConfig, seed: int = 0) -> Transformer:
@@ -75,7 +80,7 @@ def test_forward_pass(name: str) -> None:
         kinds,
         config.num_heads,
         position_dim=config.position_dim,
-        normalise_qk=config.normalise_qk,
+        qk_norm=NORMS[config.qk_norm],
         clip=config.activation_clip or np.inf,
     )
     predictions = transformer(x)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mesascope.errors import InputError
-from mesascope.nn.attention import MesaAttention
+from mesascope.nn import LayerNorm, MesaAttention, Norm, UnitNorm
 from mesascope.ops import MesaState, linear_attention, mesa_attention, mesa_attention_map, softmax_attention
 
 from .mesa_cases import BACKENDS, REGULARIZERS, Case, Operands, draw, relative
@@ -203,9 +203,9 @@ def test_autocast_does_not_lower_the_precision(backend: str) -> None:
         mesa_attention(operands.q, operands.k.float(), operands.v, operands.ridge)
 
 
-@pytest.mark.parametrize("normalise", [False, True])
-def test_a_mesa_layer_trains_under_autocast(normalise: bool, generator: torch.Generator) -> None:
-    layer = MesaAttention(6, 2, 3, normalise_qk=normalise)
+@pytest.mark.parametrize("norm", [None, UnitNorm(), LayerNorm()])
+def test_a_mesa_layer_trains_under_autocast(norm: Norm | None, generator: torch.Generator) -> None:
+    layer = MesaAttention(6, 2, 3, qk_norm=norm)
     for parameter in (layer.W_Q, layer.W_K, layer.W_V, layer.P):
         nn.init.normal_(parameter, generator=generator)
     x = torch.randn(2, 9, 6, generator=generator)

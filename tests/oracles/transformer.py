@@ -1,5 +1,7 @@
 """The Transformer of arXiv 2309.05858 in NumPy: pre-norm blocks, positions beside the input of the first q and k."""
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -32,7 +34,7 @@ def forward(
     num_heads: int,
     *,
     position_dim: int | None = None,
-    normalise_qk: bool = False,
+    qk_norm: Callable[[Array], Array] | None = None,
     clip: float = np.inf,
 ) -> Array:
     """The residual stream after the last block, or the prediction where there are embeddings; `[B, T, n]`.
@@ -51,13 +53,21 @@ def forward(
             (value @ block[f"attn.{name}"].T).reshape(*x.shape[:2], num_heads, -1)
             for name, value in (("W_Q", located), ("W_K", located), ("W_V", normed))
         )
-        if normalise_qk:
-            q, k = (operand / np.sqrt((operand**2).sum(-1, keepdims=True)) for operand in (q, k))
+        if qk_norm is not None:
+            q, k = qk_norm(q), qk_norm(k)
         x = x + _attend(kind, q, k, v, block).reshape(*x.shape[:2], -1) @ block["attn.P"].T
         if "mlp.W_1" in block:
             x = x + gelu(_norm(x, block, "mlp_norm") @ block["mlp.W_1"].T) @ block["mlp.W_2"].T
         x = np.clip(x, -clip, clip)
     return x @ weights["unembed"].T if "unembed" in weights else x
+
+
+def unit_norm(x: Array) -> Array:
+    return x / np.sqrt((x**2).sum(-1, keepdims=True))
+
+
+def standardise(x: Array) -> Array:
+    return layer_norm(x, np.ones(x.shape[-1]), np.zeros(x.shape[-1]))
 
 
 def _attend(kind: str, q: Array, k: Array, v: Array, block: dict[str, Array]) -> Array:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mesascope.constructions import gradient_descent, proposition_1, ridge_regression
 from mesascope.errors import InputError
-from mesascope.nn import Transformer, TransformerConfig
+from mesascope.nn import Transformer, TransformerConfig, UnitNorm
 from mesascope.nn.architectures import constructed_linear
 from mesascope.nn.config import Linear
 from mesascope.uncover import compress, interpolate, weight_products
@@ -85,7 +85,7 @@ def test_models_must_match(model_b, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"normalise_qk": True}, "model_a.config.normalise_qk: got True, but it must be False: normalised queries"),
+        ({"qk_norm": UnitNorm()}, r"model_a.config.qk_norm: got UnitNorm\(\), but it must be None: normalised queries"),
         ({"layer_norm": True}, "model_a.config.layer_norm: got True, but it must be False: LayerNorm"),
         ({"position_dim": 4}, "model_a.config.position_dim: got 4, but it must be None: position encodings"),
         ({"embed_dim": 6}, "model_a.config.embed_dim: got 6, but it must be None: an embedding"),

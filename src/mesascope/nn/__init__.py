@@ -13,7 +13,7 @@ from mesascope.nn.config import (
     TransformerConfig,
     WriteGate,
 )
-from mesascope.nn.features import DPFP, UnitNorm
+from mesascope.nn.features import DPFP, LayerNorm, Norm, UnitNorm
 from mesascope.nn.multihead import MesaMultiheadAttention
 from mesascope.nn.regression import MesaLayerState
 from mesascope.nn.transformer import MLP, Block, RunResult, Transformer, sinusoidal_positions
@@ -25,6 +25,7 @@ __all__ = [
     "AttentionKind",
     "Block",
     "ForgetGate",
+    "LayerNorm",
     "Linear",
     "LinearAttention",
     "Mesa",
@@ -32,6 +33,7 @@ __all__ = [
     "MesaLayerState",
     "MesaMultiheadAttention",
     "MixedKey",
+    "Norm",
     "PreviousKey",
     "RunResult",
     "Softmax",

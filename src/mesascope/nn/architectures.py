@@ -1,10 +1,14 @@
 """The architectures of arXiv 2309.05858, Tables 1-3, by name.
 
 Differences from the tables: (1) "sigma^2 = 0.0002" and "sigma^2 = 0.05" are taken as standard deviations, as in the
-authors' code; (2) the nonlinear task embeds into 60 dimensions as its table says, not 50 as its prose says.
+authors' code; (2) the nonlinear task embeds into 60 dimensions as its table says, not 50 as its prose says; (3) its
+queries and keys are divided by their Euclidean norm, as in appendix G and the authors' code. Table 3 has `LayerNorm`,
+which `qk_norm` selects. With 20 coordinates and logits divided by sqrt(20), no attention weight can be more than
+exp(2 / sqrt(20)) = 1.56 times another behind the former, and exp(2 sqrt(20)) = 7,700 times behind the latter.
 """
 
 from mesascope.nn.config import AttentionKind, Linear, Mesa, Softmax, TransformerConfig
+from mesascope.nn.features import Norm, UnitNorm
 
 
 def constructed_linear(
@@ -72,14 +76,14 @@ def partial_hybrid(n_s: int = 5, embed_dim: int = 80) -> TransformerConfig:
     return _partial((Softmax(), Mesa()), n_s, embed_dim)
 
 
-def nonlinear_softmax(num_layers: int = 7, n_s: int = 10) -> TransformerConfig:
+def nonlinear_softmax(num_layers: int = 7, n_s: int = 10, qk_norm: Norm = UnitNorm()) -> TransformerConfig:
     """Nonlin-softmax-7: nonlinear dynamics, 60 dimensions, MLP of 300, normalised queries and keys."""
-    return _nonlinear((Softmax(),) * num_layers, n_s)
+    return _nonlinear((Softmax(),) * num_layers, n_s, qk_norm)
 
 
-def nonlinear_hybrid(n_s: int = 10) -> TransformerConfig:
+def nonlinear_hybrid(n_s: int = 10, qk_norm: Norm = UnitNorm()) -> TransformerConfig:
     """Nonlin-hybrid: one softmax and one mesa layer, nonlinear dynamics."""
-    return _nonlinear((Softmax(), Mesa()), n_s)
+    return _nonlinear((Softmax(), Mesa()), n_s, qk_norm)
 
 
 def linearisation_softmax(n_s: int, num_layers: int = 7) -> TransformerConfig:
@@ -115,7 +119,7 @@ def _on_plain_tokens(
     embed_dim: int | None = None,
     key_dim: int = 20,
     mlp_dim: int | None = None,
-    normalise_qk: bool = False,
+    qk_norm: Norm | None = None,
 ) -> TransformerConfig:
     embed_dim = embed_dim or 4 * n_s
     return TransformerConfig(
@@ -128,7 +132,7 @@ def _on_plain_tokens(
         mlp_dim=mlp_dim or 4 * embed_dim,
         layer_norm=True,
         position_dim=embed_dim,
-        normalise_qk=normalise_qk,
+        qk_norm=qk_norm,
         init_std=0.05,
     )
 
@@ -137,5 +141,5 @@ def _partial(attention: tuple[AttentionKind, ...], n_s: int, embed_dim: int) -> 
     return _on_plain_tokens(attention, n_s, embed_dim=embed_dim, key_dim=min(20, embed_dim))
 
 
-def _nonlinear(attention: tuple[AttentionKind, ...], n_s: int) -> TransformerConfig:
-    return _on_plain_tokens(attention, n_s, embed_dim=60, mlp_dim=300, normalise_qk=True)
+def _nonlinear(attention: tuple[AttentionKind, ...], n_s: int, qk_norm: Norm) -> TransformerConfig:
+    return _on_plain_tokens(attention, n_s, embed_dim=60, mlp_dim=300, qk_norm=qk_norm)

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from mesascope.nn.base import Attention
 from mesascope.nn.config import AttentionKind, Linear, Mesa, Softmax
+from mesascope.nn.features import Norm
 from mesascope.nn.mesa import MesaAttention
 from mesascope.ops import linear_attention, linear_attention_map, softmax_attention, softmax_attention_map
 
@@ -53,17 +54,15 @@ def build_attention(
     key_dim: int,
     *,
     position_dim: int,
-    normalise_qk: bool,
+    qk_norm: Norm | None,
     generator: torch.Generator | None = None,
 ) -> Attention:
     """The attention layer of a given kind; arguments as for `Attention`."""
     sizes = (width, num_heads, key_dim)
     match kind:
         case Softmax():
-            return SoftmaxAttention(*sizes, position_dim=position_dim, normalise_qk=normalise_qk, generator=generator)
+            return SoftmaxAttention(*sizes, position_dim=position_dim, qk_norm=qk_norm, generator=generator)
         case Linear():
-            return LinearAttention(*sizes, position_dim=position_dim, normalise_qk=normalise_qk, generator=generator)
+            return LinearAttention(*sizes, position_dim=position_dim, qk_norm=qk_norm, generator=generator)
         case Mesa():
-            return MesaAttention(
-                *sizes, kind, position_dim=position_dim, normalise_qk=normalise_qk, generator=generator
-            )
+            return MesaAttention(*sizes, kind, position_dim=position_dim, qk_norm=qk_norm, generator=generator)

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mesascope.errors import require
-from mesascope.nn.features import Feature, UnitNorm, apply_features
+from mesascope.nn.features import Feature, Norm, apply_features
 
 Record = Callable[[str, Tensor], None]
 """Receives the name and the value of an activation while a model runs."""
@@ -26,7 +26,7 @@ class Attention(nn.Module, ABC):
         num_heads: H.
         key_dim: n_a, size of queries, keys and values of one head.
         position_dim: size of the position encoding concatenated to the input of the query and key projections.
-        normalise_qk: divide the queries and keys of each head by their Euclidean norm.
+        qk_norm: how the queries and keys of each head are normalised, or None.
         generator: draws the initial weights; None: torch's global generator, as in torch.nn.
 
     Raises:
@@ -40,7 +40,7 @@ class Attention(nn.Module, ABC):
         key_dim: int,
         *,
         position_dim: int = 0,
-        normalise_qk: bool = False,
+        qk_norm: Norm | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Attention(nn.Module, ABC):
             require(value >= 1, argument, value, "at least 1")
         require(position_dim >= 0, "position_dim", position_dim, "at least 0")
         self.width, self.num_heads, self.key_dim, self.position_dim = width, num_heads, key_dim, position_dim
-        self.features: tuple[Feature, ...] = (UnitNorm(),) if normalise_qk else ()
+        self.features: tuple[Feature, ...] = () if qk_norm is None else (qk_norm,)
         self.W_Q = nn.Parameter(torch.empty(num_heads * key_dim, width + position_dim))
         self.W_K = nn.Parameter(torch.empty(num_heads * key_dim, width + position_dim))
         self.W_V = nn.Parameter(torch.empty(num_heads * key_dim, width))

@@ -5,7 +5,7 @@ from typing import Literal
 
 from mesascope.config import added
 from mesascope.errors import require
-from mesascope.nn.features import Feature
+from mesascope.nn.features import Feature, Norm
 from mesascope.ops.mesa.checks import check_regularizer
 from mesascope.ops.mesa.problem import Regularizer
 
@@ -137,7 +137,7 @@ class TransformerConfig:
         layer_norm: normalise the input of every attention and MLP sub-block (pre-norm).
         position_dim: size of the sinusoidal position encoding concatenated to the input of the query and key
             projections of the first layer, or None.
-        normalise_qk: divide the queries and keys of each head by their Euclidean norm.
+        qk_norm: how the queries and keys of each head are normalised, or None.
         activation_clip: c to clip the residual stream to [-c, c] after each block, or None.
         init_std: standard deviation of all initial weight matrices.
     """
@@ -151,7 +151,7 @@ class TransformerConfig:
     mlp_dim: int | None = None
     layer_norm: bool = False
     position_dim: int | None = None
-    normalise_qk: bool = False
+    qk_norm: Norm | None = None
     activation_clip: float | None = None
     init_std: float = 0.05
 

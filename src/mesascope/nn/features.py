@@ -30,6 +30,28 @@ class UnitNorm:
 
 
 @dataclass(frozen=True)
+class LayerNorm:
+    """(x - mean) / sqrt(variance + epsilon) over the coordinates of each head, without parameters (arXiv 1607.06450).
+
+    Queries and keys then have the norm sqrt(D), so that softmax logits reach sqrt(D) in place of 1 / sqrt(D) with
+    `UnitNorm`. Half precision is computed in float32.
+    """
+
+    epsilon: float = 1e-5
+
+    def __post_init__(self) -> None:
+        require(self.epsilon > 0, "epsilon", self.epsilon, "greater than 0")
+
+    def size(self, d: int) -> int:
+        """D' for D = `d`."""
+        return d
+
+    def __call__(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        return torch.nn.functional.layer_norm(wide, wide.shape[-1:], eps=self.epsilon).to(x.dtype)
+
+
+@dataclass(frozen=True)
 class DPFP:
     """Deterministic parameter-free projection: products of pairs of rectified coordinates (arXiv 2102.11174, eq. 37).
 
@@ -60,7 +82,8 @@ class DPFP:
         return torch.cat([r * r.roll(-j, -1) for j in range(1, self.nu + 1)], -1)
 
 
-Feature = UnitNorm | DPFP
+Norm = UnitNorm | LayerNorm
+Feature = Norm | DPFP
 
 
 def apply_features(features: Sequence[Feature], x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch features"]:

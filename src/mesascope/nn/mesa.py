@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from mesascope.errors import InputError, require
 from mesascope.nn.base import Attention, Record
 from mesascope.nn.config import Mesa
-from mesascope.nn.features import UnitNorm
+from mesascope.nn.features import Norm
 from mesascope.nn.regression import MesaLayerState, MesaRegression
 from mesascope.ops import mesa_attention, mesa_attention_map
 
@@ -29,8 +29,8 @@ class MesaAttention(MesaRegression, Attention):
         key_dim: n_a, size of queries, keys and values of one head before their features.
         mesa: ridges, features, key shift, gates and regularizer.
         position_dim: size of the position encoding concatenated to the input of the query and key projections.
-        normalise_qk: divide queries and keys by their norm after all other features; `UnitNorm()` at the end of
-            `mesa.features` is the same.
+        qk_norm: how queries and keys are normalised after all other features; the same at the end of
+            `mesa.features` would do it, too.
         generator: draws the initial weights; None: torch's global generator, as in torch.nn.
 
     Attributes:
@@ -50,11 +50,11 @@ class MesaAttention(MesaRegression, Attention):
         mesa: Mesa = Mesa(),
         *,
         position_dim: int = 0,
-        normalise_qk: bool = False,
+        qk_norm: Norm | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(width, num_heads, key_dim, position_dim=position_dim, generator=generator)
-        self.features = (*mesa.features, UnitNorm()) if normalise_qk else mesa.features
+        self.features = mesa.features if qk_norm is None else (*mesa.features, qk_norm)
         self._add_regression(mesa, width)
 
     @overload

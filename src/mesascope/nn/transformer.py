@@ -96,7 +96,7 @@ class Block(nn.Module):
             config.num_heads,
             config.key_dim,
             position_dim=position_dim,
-            normalise_qk=config.normalise_qk,
+            qk_norm=config.qk_norm,
             # the model draws its weights itself; torch's global random state stays as it is
             generator=torch.Generator(),
         )

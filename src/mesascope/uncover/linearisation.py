@@ -248,7 +248,7 @@ def _initial_layer(model: Transformer, index: int, generator: torch.Generator) -
         original.num_heads,
         original.key_dim,
         position_dim=original.position_dim,
-        normalise_qk=config.normalise_qk,
+        qk_norm=config.qk_norm,
         generator=generator,
     )
     with torch.no_grad():

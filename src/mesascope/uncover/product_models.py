@@ -15,7 +15,7 @@ _REASONS = {
     "mlp_dim": "an MLP is not part of the products",
     "layer_norm": "LayerNorm makes the layers nonlinear and the scale of the products meaningless",
     "position_dim": "position encodings enter the keys and queries beside the tokens",
-    "normalise_qk": "normalised queries and keys depend on more than the product of their weights",
+    "qk_norm": "normalised queries and keys depend on more than the product of their weights",
 }
 
 
