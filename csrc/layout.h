@@ -52,11 +52,11 @@ inline void load_rows(View<Element> to, const Operand<const T>& from, const Grou
     for (Index t = 0; t < count; ++t) {
       const T* row = group.at(from, 0, time + t);
       T* destination = to.data + t * to.rows;
-      if (from.dim == 1) {
-        std::memcpy(destination, row, dim * sizeof(T));
-      } else {
-        for (Index d = 0; d < dim; ++d) destination[d] = row[d * from.dim];
-      }
+      Index d = 0;
+      if (from.dim == 1)
+        for (; d + Layout::width <= dim; d += Layout::width)
+          store(destination + d, load<typename Layout::Vector>(row + d));
+      for (; d < dim; ++d) destination[d] = row[d * from.dim];
     }
   } else {
     constexpr int lanes = Layout::heads;
@@ -67,7 +67,11 @@ inline void load_rows(View<Element> to, const Operand<const T>& from, const Grou
       Index d = 0;
       if constexpr (lanes % 4 == 0)
         if (from.dim == 1)
-          for (; d + 4 <= dim; d += 4) gather_quads<T, lanes>(to.data + t * to.rows + d, row, d);
+          for (; d + 4 <= dim; d += 4) {
+            Element quads[4];
+            gather_quads<T, lanes>(quads, row, d);
+            for (int i = 0; i < 4; ++i) to.data[t * to.rows + d + i] = quads[i];
+          }
       for (; d < dim; ++d)
         for (int lane = 0; lane < lanes; ++lane) destination[d * lanes + lane] = row[lane][d * from.dim];
       for (int lane = 0; lane < lanes; ++lane) row[lane] += from.time;
@@ -105,11 +109,6 @@ inline void store_rows(const Operand<T>& to, View<const Element> from, const Gro
   }
 }
 
-template <class Element>
-inline View<const Element> constant(View<Element> view) {
-  return {view.data, view.rows, view.columns};
-}
-
 template <class Layout, class Element>
 inline void clear(View<Element> matrix, Index first, Index rows) {
   if (rows > first) std::memset(static_cast<void*>(matrix.data + first * matrix.rows), 0, (rows - first) * matrix.rows * sizeof(Element));
@@ -131,8 +130,6 @@ inline View<T> rows_in_place(const Operand<T>& operand, const Group<Layout>& gro
 template <class Layout, class T, class Element>
 inline View<const Element> rows_to_read(const Operand<const T>& from, const Group<Layout>& group, Index time,
                                         Index count, Index dim, View<Element> buffer) {
-  if constexpr (Layout::heads == 1)
-    if (in_place<Layout>(from, count, dim)) return rows_in_place<Layout>(from, group, time);
   load_rows(buffer, from, group, time, count, dim);
   clear<Layout>(buffer, count, Layout::chunk);
   return constant(buffer);
@@ -154,10 +151,13 @@ inline void finish_rows(const Operand<T>& to, View<Element> rows, const Group<La
 }
 
 // Asks for rows time .. time + count of an operand, as far as it has them, to be in the cache when they are needed:
-// the rows of one head lie too far apart for the processor to guess.
+// the rows of one head lie too far apart for the processor to guess. Not more at once than comes while a product is
+// computed, or what is read next waits behind it.
+//
+// Always inlined: GCC takes a function that only asks for memory for one without effect, and drops its calls.
 template <bool for_writing = false, class Layout, class T>
-inline void prefetch_rows(const Operand<T>& operand, const Group<Layout>& group, const Sizes& size, Index time,
-                          Index count, Index dim) {
+[[gnu::always_inline]] inline void prefetch_rows(const Operand<T>& operand, const Group<Layout>& group,
+                                                 const Sizes& size, Index time, Index count, Index dim) {
   if (time + count > size.time) count = size.time - time;
   constexpr Index line = 64 / sizeof(T);
   for (int lane = 0; lane < Layout::heads; ++lane) {
@@ -170,7 +170,7 @@ inline void prefetch_rows(const Operand<T>& operand, const Group<Layout>& group,
 }
 
 template <bool for_writing, class Element>
-inline void prefetch_matrix(View<Element> matrix, Index rows) {
+[[gnu::always_inline]] inline void prefetch_matrix(View<Element> matrix, Index rows) {
   const char* data = reinterpret_cast<const char*>(matrix.data);
   const Index bytes = rows * matrix.rows * Index(sizeof(Element));
   for (Index offset = 0; offset < bytes; offset += 64) __builtin_prefetch(data + offset, for_writing, 2);

@@ -41,15 +41,30 @@ struct LinearForward {
       const auto v = rows_to_read(problem.v, group, start, n, dim_v, v_buffer);
       const auto o = rows_to_write(problem.o, group, start, n, dim_v, o_buffer);
       const auto k_t = transposed<Layout>(k, chunk, dim, scratch);
-      product<Layout, Into::assign, Part::all, Part::lower>(scores, q, k_t, n, n, dim);
-      keep<Layout, Part::lower>(scores, n, chunk);
-      product<Layout, Into::assign, Part::lower>(o, constant(scores), v, n, dim_v, n);
-      if (start > 0) product<Layout, Into::add>(o, q, constant(past), n, dim_v, dim);
-      if (start + n < time) product<Layout, Into::add>(past, k.transposed(), v, dim, dim_v, n);
+      product<Layout, Into::assign, Part::lower>(scores, n, n, plus(q, k_t, dim));
+      product<Layout, Into::assign>(o, n, dim_v, plus<Part::lower>(constant(scores), v, n),
+                                    plus(q, constant(past), start > 0 ? dim : 0));
+      if (start + n < time) product<Layout, Into::add>(past, dim, dim_v, plus(k.transposed(), v, n));
       finish_rows(problem.o, o, group, start, n, dim_v);
     }
   }
 };
+
+// The gradient of the values of a chunk, upper(k q^T) g + k P^T, with scores q k^T, and P = 0 if there is no future.
+template <class Layout, class Element>
+inline void future_values(View<Element> out, View<const Element> g, View<const Element> scores, View<const Element> k,
+                          View<const Element> k_t, View<const Element> future, bool last, Index n, Index dim,
+                          Index dim_v, View<Element> scratch) {
+  if constexpr (Layout::width == 1) {
+    product<Layout, Into::assign>(out, n, dim_v, plus<Part::upper>(scores.transposed(), g, n),
+                                  plus(k, future.transposed(), last ? 0 : dim));
+  } else {
+    // transposed, because that is cheaper than transposing P
+    product<Layout, Into::assign>(scratch, dim_v, n, plus(g.transposed(), scores, n),
+                                  plus(future, k_t, last ? 0 : dim));
+    transpose(out.data, out.rows, scratch.data, scratch.rows, dim_v, n);
+  }
+}
 
 // First forward in time with G as [Dv, D], dq_t = G_t^T g_t; then backward with P, the sum of g q^T over the future:
 // dv_i = P_i k_i, dk_i = P_i^T v_i
@@ -60,7 +75,7 @@ struct LinearBackward {
   static constexpr Index chunk = Layout::chunk;
 
   View<const Element> k, v, g;  // of the chunk
-  View<Element> q_buffer, out_buffer, out_v_buffer, scores, past, future, scratch, scratch_v, future_t;
+  View<Element> q_buffer, out_buffer, out_v_buffer, out_v_t, scores, pulls, past, future, scratch, scratch_v;
   Rows<Layout> keys, values, gradients;
   bool kept;
   Index bytes;
@@ -72,10 +87,10 @@ struct LinearBackward {
     gradients.allocate(space, size.time, size.dim_v, kept, chunk);
     q_buffer = space.matrix(chunk, size.dim);
     out_buffer = space.matrix(chunk, size.dim), out_v_buffer = space.matrix(chunk, size.dim_v);
-    scores = space.matrix(chunk, chunk);
+    scores = space.matrix(chunk, chunk), pulls = space.matrix(chunk, chunk);
     past = space.matrix(size.dim_v, size.dim), future = space.matrix(size.dim_v, size.dim);
     scratch = space.matrix(size.dim, chunk), scratch_v = space.matrix(size.dim_v, chunk);
-    future_t = space.matrix(size.dim, size.dim_v);
+    out_v_t = space.matrix(size.dim_v, chunk);
     bytes = space.bytes();
   }
 
@@ -90,11 +105,10 @@ struct LinearBackward {
       prefetch_rows<true>(problem.dq, group, problem.size, start, n, dim);
       const auto out = rows_to_write(problem.dq, group, start, n, dim, out_buffer);
       const auto v_t = transposed<Layout>(v, chunk, dim_v, scratch_v);
-      product<Layout, Into::assign, Part::all, Part::lower>(scores, g, v_t, n, n, dim_v);
-      keep<Layout, Part::lower>(scores, n, chunk);
-      product<Layout, Into::assign, Part::lower>(out, constant(scores), k, n, dim, n);
-      if (start > 0) product<Layout, Into::add>(out, g, constant(past), n, dim, dim_v);
-      if (start + n < time) product<Layout, Into::add>(past, v.transposed(), k, dim_v, dim, n);
+      product<Layout, Into::assign, Part::lower>(scores, n, n, plus(g, v_t, dim_v));
+      product<Layout, Into::assign>(out, n, dim, plus<Part::lower>(constant(scores), k, n),
+                                    plus(g, constant(past), start > 0 ? dim_v : 0));
+      if (start + n < time) product<Layout, Into::add>(past, dim_v, dim, plus(v.transposed(), k, n));
       finish_rows(problem.dq, out, group, start, n, dim);
     }
     for (Index start = (time - 1) / chunk * chunk; start >= 0; start -= chunk) {
@@ -109,20 +123,14 @@ struct LinearBackward {
       const auto out = rows_to_write(problem.dk, group, start, n, dim, out_buffer);
       const auto out_v = rows_to_write(problem.dv, group, start, n, dim_v, out_v_buffer);
       const bool last = start + n == time;
-      const auto q_t = transposed<Layout>(q, chunk, dim, scratch);
-      product<Layout, Into::assign, Part::all, Part::upper>(scores, k, q_t, n, n, dim);
-      keep<Layout, Part::upper>(scores, n, chunk);
-      product<Layout, Into::assign, Part::upper>(out_v, constant(scores), g, n, dim_v, n);
-      if (!last) {
-        const auto future_view = transposed<Layout>(constant(future), dim_v, dim, future_t);
-        product<Layout, Into::add>(out_v, k, future_view, n, dim_v, dim);
-      }
-      const auto g_t = transposed<Layout>(g, chunk, dim_v, scratch_v);
-      product<Layout, Into::assign, Part::all, Part::upper>(scores, v, g_t, n, n, dim_v);
-      keep<Layout, Part::upper>(scores, n, chunk);
-      product<Layout, Into::assign, Part::upper>(out, constant(scores), q, n, dim, n);
-      if (!last) product<Layout, Into::add>(out, v, constant(future), n, dim, dim_v);
-      if (start > 0) product<Layout, Into::add>(future, g.transposed(), q, dim_v, dim, n);
+      // scores and pulls are kept as [t, i]
+      const auto k_t = transposed<Layout>(k, chunk, dim, scratch), v_t = transposed<Layout>(v, chunk, dim_v, scratch_v);
+      product<Layout, Into::assign, Part::lower>(scores, n, n, plus(q, k_t, dim));
+      product<Layout, Into::assign, Part::lower>(pulls, n, n, plus(g, v_t, dim_v));
+      future_values<Layout>(out_v, g, constant(scores), k, k_t, constant(future), last, n, dim, dim_v, out_v_t);
+      product<Layout, Into::assign>(out, n, dim, plus<Part::upper>(constant(pulls.transposed()), q, n),
+                                    plus(v, constant(future), last ? 0 : dim_v));
+      if (start > 0) product<Layout, Into::add>(future, dim_v, dim, plus(g.transposed(), q, n));
       finish_rows(problem.dv, out_v, group, start, n, dim_v);
       finish_rows(problem.dk, out, group, start, n, dim);
     }

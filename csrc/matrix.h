@@ -1,6 +1,7 @@
 // Small dense algebra over either layout: products in register tiles, a Cholesky factor, a triangular solve.
 #pragma once
 
+#include <type_traits>
 #include <utility>
 
 #include "simd.h"
@@ -15,69 +16,135 @@ struct View {
   View transposed() const { return {data, columns, rows}; }
 };
 
-enum class Into { assign, add, subtract };
+template <class Element>
+inline View<const Element> constant(View<Element> view) {
+  return {view.data, view.rows, view.columns};
+}
 
-// which elements of a square matrix are not zero, or are wanted
+enum class Into { assign, add };
+
+// which elements of a matrix are not zero
 enum class Part { all, lower, upper };
 
-template <class Layout, Into into, int R, int N, class Element>
-[[gnu::always_inline]] inline void product_tile(View<Element> c, View<const Element> a, View<const Element> b, Index begin, Index end) {
+// A B or -A B, one summand of a product, with A `rows x inner` and B `inner x columns`. With columns in the lanes, the
+// columns of B must be next to each other. Elements of A outside of `part` are zero and stored so.
+template <Part part, bool negative, class Element>
+struct Summand {
+  View<const Element> a, b;
+  Index inner;
+};
+
+template <Part part = Part::all, class Element>
+inline Summand<part, false, Element> plus(View<const Element> a, View<const Element> b, Index inner) {
+  return {a, b, inner};
+}
+
+template <Part part = Part::all, class Element>
+inline Summand<part, true, Element> minus(View<const Element> a, View<const Element> b, Index inner) {
+  return {a, b, inner};
+}
+
+// Adds what a summand has in a tile of R rows and N registers to the sums of the tile.
+template <class Layout, int R, int N, Part part, bool negative, class Element>
+[[gnu::always_inline]] inline void accumulate(typename Layout::Vector (&sum)[R][N],
+                                              Summand<part, negative, Element> summand, Index row, Index column) {
   using Vector = typename Layout::Vector;
-  Vector sum[R][N] = {};
+  const auto [a, b, inner] = summand;
+  const Index begin = part == Part::upper ? row : 0;
+  const Index end = part == Part::lower && row + R < inner ? row + R : inner;
+  const Element *a_tile = a.data + row * a.rows, *b_tile = b.data + column * b.columns;
   for (Index k = begin; k < end; ++k) {
-    Vector row[N];
-    for (int n = 0; n < N; ++n) row[n] = load<Vector>(b.data + k * b.rows + n * Layout::width * b.columns);
+    Vector values[N];
+    for (int n = 0; n < N; ++n) values[n] = load<Vector>(b_tile + k * b.rows + n * Layout::width * b.columns);
     for (int r = 0; r < R; ++r) {
-      const Element factor = a.data[r * a.rows + k * a.columns];
-      for (int n = 0; n < N; ++n) sum[r][n] += factor * row[n];
+      const Element factor = a_tile[r * a.rows + k * a.columns];
+      for (int n = 0; n < N; ++n) negative ? sum[r][n] -= factor * values[n] : sum[r][n] += factor * values[n];
     }
   }
+}
+
+// The numbers of a row from `column` on, with zeros outside of a part of the matrix.
+template <class Layout, Part part>
+inline typename Layout::Vector inside(typename Layout::Vector values, Index row, Index column) {
+  using Vector = typename Layout::Vector;
+  if constexpr (part == Part::all) {
+    return values;
+  } else if constexpr (Layout::width == 1) {
+    return (part == Part::lower ? column <= row : column >= row) ? values : Vector{};
+  } else {
+    using Integer = std::conditional_t<sizeof(typename Layout::Number) == 4, std::int32_t, std::int64_t>;
+    Pack<Integer, Layout::width> distance;  // from the diagonal
+    for (int lane = 0; lane < Layout::width; ++lane) distance[lane] = lane;
+    distance += Integer(column - row);
+    return (part == Part::lower ? distance <= 0 : distance >= 0) ? values : Vector{};
+  }
+}
+
+template <class Layout, Into into, Part c_part, int R, int N, class Element, class... Summands>
+[[gnu::always_inline]] inline void product_tile(View<Element> c, Index row, Index column, Summands... summands) {
+  using Vector = typename Layout::Vector;
+  constexpr int width = Layout::width;
+  Vector sum[R][N] = {};
+  const bool above = column >= row + R, below = column + N * width <= row;
+  const bool outside = (c_part == Part::lower && above) || (c_part == Part::upper && below);
+  if (!outside) (accumulate<Layout>(sum, summands, row, column), ...);
   for (int r = 0; r < R; ++r) {
     for (int n = 0; n < N; ++n) {
-      Element* to = c.data + r * c.rows + n * Layout::width;
-      if constexpr (into == Into::assign) store(to, sum[r][n]);
-      if constexpr (into == Into::add) store(to, Vector(load<Vector>(to) + sum[r][n]));
-      if constexpr (into == Into::subtract) store(to, Vector(load<Vector>(to) - sum[r][n]));
+      Element* to = c.data + (row + r) * c.rows + column + n * width;
+      if constexpr (into == Into::add) sum[r][n] += load<Vector>(to);
+      store(to, inside<Layout, c_part>(sum[r][n], row + r, column + n * width));
     }
   }
 }
 
-template <class Layout, Into into, Part a_part, Part c_part, int R, int N, class Element>
-[[gnu::always_inline]] inline void product_rows(View<Element> c, View<const Element> a, View<const Element> b, Index row, Index column,
-                         Index inner) {
-  const Index first = column * Layout::width, last = (column + N) * Layout::width;
-  if (c_part == Part::lower && first >= row + R) return;
-  if (c_part == Part::upper && last <= row) return;
-  const Index begin = a_part == Part::upper ? row : 0;
-  const Index end = a_part == Part::lower && row + R < inner ? row + R : inner;
-  product_tile<Layout, into, R, N, Element>({c.data + row * c.rows + first, c.rows}, {a.data + row * a.rows, a.rows, a.columns},
-                                   {b.data + first * b.columns, b.rows, b.columns}, begin, end);
+// Rows of a tile n registers wide: fewer registers, more rows. Sixteen rows have more addresses than there are registers.
+constexpr int rows_of_tile(int n) {
+  const int fitting = tile_rows * tile_columns / (n == 3 ? 4 : n);
+  return fitting < 8 ? fitting : 8;
 }
 
-template <class Layout, Into into, Part a_part, Part c_part, int N, class Element>
-inline void product_columns(View<Element> c, View<const Element> a, View<const Element> b, Index rows, Index column,
-                            Index inner) {
+template <Part part, bool negative, class Element>
+constexpr bool triangular(const Summand<part, negative, Element>*) {
+  return part != Part::all;
+}
+
+// A function of its own, whatever it is called from: the registers of a tile are all there are.
+template <class Layout, Into into, Part c_part, int N, class Element, class... Summands>
+[[gnu::noinline]] void product_columns(View<Element> c, Index rows, Index column, Summands... summands) {
+  constexpr bool steps = c_part != Part::all || (triangular(static_cast<const Summands*>(nullptr)) || ...);
+  constexpr int most = steps ? tile_rows : rows_of_tile(N);
   Index row = 0;
-  for (; row + tile_rows <= rows; row += tile_rows)
-    product_rows<Layout, into, a_part, c_part, tile_rows, N>(c, a, b, row, column, inner);
-  for (; row + 2 <= rows; row += 2) product_rows<Layout, into, a_part, c_part, 2, N>(c, a, b, row, column, inner);
-  for (; row < rows; ++row) product_rows<Layout, into, a_part, c_part, 1, N>(c, a, b, row, column, inner);
+  for (; row + most <= rows; row += most) product_tile<Layout, into, c_part, most, N>(c, row, column, summands...);
+  if constexpr (most > tile_rows)
+    for (; row + tile_rows <= rows; row += tile_rows)
+      product_tile<Layout, into, c_part, tile_rows, N>(c, row, column, summands...);
+  for (; row + 2 <= rows; row += 2) product_tile<Layout, into, c_part, 2, N>(c, row, column, summands...);
+  for (; row < rows; ++row) product_tile<Layout, into, c_part, 1, N>(c, row, column, summands...);
 }
 
-// C = A B, C += A B or C -= A B, with A `rows x inner` and B `inner x columns`. With columns in the lanes, the columns
-// of B must be next to each other, and C is computed up to the next multiple of the register width.
-//
-// a_part: elements of A outside of it are zero and stored so. c_part: elements of C outside of it are not needed.
-template <class Layout, Into into, Part a_part = Part::all, Part c_part = Part::all, class Element>
-inline void product(View<Element> c, View<const Element> a, View<const Element> b, Index rows, Index columns,
-                    Index inner) {
-  const Index vectors = (columns + Layout::width - 1) / Layout::width;
+// C = sum of products, or C += them. With columns in the lanes, C is computed up to the next multiple of the register
+// width. What lies outside of `c_part` becomes zero.
+template <class Layout, Into into, Part c_part = Part::all, class Element, class... Summands>
+inline void product(View<Element> c, Index rows, Index columns, Summands... summands) {
+  constexpr Index width = Layout::width;
+  const Index end = (columns + width - 1) / width * width;
   Index column = 0;
-  for (; column + tile_columns <= vectors; column += tile_columns)
-    product_columns<Layout, into, a_part, c_part, tile_columns>(c, a, b, rows, column, inner);
-  for (; column + 2 <= vectors; column += 2)
-    product_columns<Layout, into, a_part, c_part, 2>(c, a, b, rows, column, inner);
-  for (; column < vectors; ++column) product_columns<Layout, into, a_part, c_part, 1>(c, a, b, rows, column, inner);
+  for (; column + tile_columns * width <= end; column += tile_columns * width)
+    product_columns<Layout, into, c_part, tile_columns>(c, rows, column, summands...);
+  for (; column + 2 * width <= end; column += 2 * width)
+    product_columns<Layout, into, c_part, 2>(c, rows, column, summands...);
+  for (; column < end; column += width) product_columns<Layout, into, c_part, 1>(c, rows, column, summands...);
+}
+
+template <class T, int lanes, int... lane>
+inline T sum_halves(Pack<T, lanes> vector, std::integer_sequence<int, lane...>) {
+  const Pack<T, lanes / 2> half = __builtin_shufflevector(vector, vector, lane...) +
+                                  __builtin_shufflevector(vector, vector, (lanes / 2 + lane)...);
+  if constexpr (lanes == 2) {
+    return half[0];
+  } else {
+    return sum_halves<T, lanes / 2>(half, std::make_integer_sequence<int, lanes / 4>());
+  }
 }
 
 // The sum of the lanes of a vector, in pairs; with one head in each lane a vector is an element already.
@@ -86,11 +153,8 @@ inline typename Layout::Element sum_lanes(typename Layout::Vector vector) {
   if constexpr (Layout::width == 1) {
     return vector;
   } else {
-    typename Layout::Number lanes[Layout::width];
-    std::memcpy(lanes, &vector, sizeof(vector));
-    for (int half = Layout::width / 2; half > 0; half /= 2)
-      for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
-    return lanes[0];
+    constexpr int width = Layout::width;
+    return sum_halves<typename Layout::Number, width>(vector, std::make_integer_sequence<int, width / 2>());
   }
 }
 
@@ -119,9 +183,8 @@ template <class Vector, int... lane>
 
 // Four numbers of each of `lanes` rows into four vectors with a row in each lane
 template <class T, int lanes>
-[[gnu::always_inline]] inline void gather_quads(Pack<T, lanes>* to, const T* const (&from)[lanes], std::int64_t offset) {
+[[gnu::always_inline]] inline void gather_quads(Pack<T, lanes> (&m)[4], const T* const (&from)[lanes], Index offset) {
   using Quad = Pack<T, 4>;
-  Pack<T, lanes> m[4];
   for (int i = 0; i < 4; ++i) {
     const auto quad = [&](int block) { return load<Quad>(from[4 * block + i] + offset); };
     if constexpr (lanes == 4) {
@@ -137,12 +200,11 @@ template <class T, int lanes>
     }
   }
   transpose_blocks(m, std::make_integer_sequence<int, lanes>());
-  for (int j = 0; j < 4; ++j) to[j] = m[j];
 }
 
 // and back
 template <class T, int lanes>
-[[gnu::always_inline]] inline void scatter_quads(T* const (&to)[lanes], std::int64_t offset, const Pack<T, lanes>* from) {
+[[gnu::always_inline]] inline void scatter_quads(T* const (&to)[lanes], Index offset, const Pack<T, lanes>* from) {
   using Quad = Pack<T, 4>;
   Pack<T, lanes> m[4];
   for (int j = 0; j < 4; ++j) m[j] = from[j];
@@ -161,32 +223,31 @@ template <class T, int lanes>
   }
 }
 
-// to[j][i] = from[i][j] for four rows of four numbers
-template <class T>
-inline void transpose_4x4(T* const (&to)[4], const T* const (&from)[4]) {
-  Pack<T, 4> m[4] = {load<Pack<T, 4>>(from[0]), load<Pack<T, 4>>(from[1]), load<Pack<T, 4>>(from[2]),
-                     load<Pack<T, 4>>(from[3])};
-  transpose_blocks(m, std::make_integer_sequence<int, 4>());
-  for (int j = 0; j < 4; ++j) store(to[j], m[j]);
+// to[j, i] = from[i, j] for i < lanes, j < columns
+template <int lanes, class T>
+inline void transpose_rows(T* to, Index to_rows, const T* from, Index from_rows, Index columns) {
+  const T* rows[lanes];
+  for (int i = 0; i < lanes; ++i) rows[i] = from + i * from_rows;
+  Index j = 0;
+  for (; j + 4 <= columns; j += 4) {
+    Pack<T, lanes> m[4];
+    gather_quads<T, lanes>(m, rows, j);
+    for (int c = 0; c < 4; ++c) store(to + (j + c) * to_rows, m[c]);
+  }
+  for (; j < columns; ++j)
+    for (int i = 0; i < lanes; ++i) to[j * to_rows + i] = rows[i][j];
 }
 
 // to[j, i] = from[i, j] for i < rows, j < columns
 template <class T>
 inline void transpose(T* to, Index to_rows, const T* from, Index from_rows, Index rows, Index columns) {
-  const Index whole = rows / 4 * 4;
-  for (Index i = 0; i < whole; i += 4) {
-    const T* const source[4] = {from + i * from_rows, from + (i + 1) * from_rows, from + (i + 2) * from_rows,
-                                from + (i + 3) * from_rows};
-    Index j = 0;
-    for (; j + 4 <= columns; j += 4) {
-      T* block = to + j * to_rows + i;
-      transpose_4x4<T>({block, block + to_rows, block + 2 * to_rows, block + 3 * to_rows},
-                       {source[0] + j, source[1] + j, source[2] + j, source[3] + j});
-    }
-    for (; j < columns; ++j)
-      for (Index r = 0; r < 4; ++r) to[j * to_rows + i + r] = from[(i + r) * from_rows + j];
-  }
-  for (Index i = whole; i < rows; ++i)
+  constexpr int lanes = register_bytes / sizeof(T);
+  Index i = 0;
+  if constexpr (lanes > 4)
+    for (; i + lanes <= rows; i += lanes)
+      transpose_rows<lanes>(to + i, to_rows, from + i * from_rows, from_rows, columns);
+  for (; i + 4 <= rows; i += 4) transpose_rows<4>(to + i, to_rows, from + i * from_rows, from_rows, columns);
+  for (; i < rows; ++i)
     for (Index j = 0; j < columns; ++j) to[j * to_rows + i] = from[i * from_rows + j];
 }
 
@@ -215,77 +276,42 @@ inline void mirror(View<Element> matrix, Index size) {
   }
 }
 
-// A^T B, which is symmetric if A is B; or A^T B + B^T A
-enum class Symmetric { square, pair };
-
-template <class Layout, Into into, Symmetric kind, int R, int N, class Element>
-[[gnu::always_inline]] inline void symmetric_tile(View<Element> c, View<const Element> a, View<const Element> b, Index row,
-                                                  Index column, Index inner) {
-  using Vector = typename Layout::Vector;
-  Vector sum[R][N] = {};
-  const auto accumulate = [&](View<const Element> left, View<const Element> right) {
-    for (Index k = 0; k < inner; ++k) {
-      Vector values[N];
-      for (int n = 0; n < N; ++n) values[n] = load<Vector>(right.data + k * right.rows + column + n * Layout::width);
-      for (int r = 0; r < R; ++r)
-        for (int n = 0; n < N; ++n) sum[r][n] += left.data[k * left.rows + row + r] * values[n];
-    }
-  };
-  accumulate(a, b);
-  if constexpr (kind == Symmetric::pair) accumulate(b, a);
-  for (int r = 0; r < R; ++r) {
-    for (int n = 0; n < N; ++n) {
-      Element* to = c.data + (row + r) * c.rows + column + n * Layout::width;
-      const Vector before = load<Vector>(to);
-      store(to, Vector(into == Into::add ? before + sum[r][n] : before - sum[r][n]));
-    }
-  }
-}
-
-// Rows first .. last of a symmetric update in tiles N registers wide from `column` on; fewer registers, more rows.
-template <class Layout, Into into, Symmetric kind, int N, class Element>
-inline void symmetric_tiles(View<Element> c, View<const Element> a, View<const Element> b, Index first, Index last,
-                            Index column, Index inner) {
-  constexpr int fitting = tile_rows * tile_columns / (N == 3 ? 4 : N);
-  constexpr int rows = fitting < Layout::width || Layout::width == 1 ? fitting : Layout::width;
+// Rows first .. last of a symmetric sum in tiles N registers wide from `column` on.
+template <class Layout, int N, class Element, class... Summands>
+[[gnu::noinline]] void symmetric_tiles(View<Element> c, Index first, Index last, Index column, Summands... summands) {
+  constexpr int rows = rows_of_tile(N);
   Index row = first;
-  for (; row + rows <= last; row += rows) symmetric_tile<Layout, into, kind, rows, N>(c, a, b, row, column, inner);
-  for (; row < last; ++row) symmetric_tile<Layout, into, kind, 1, N>(c, a, b, row, column, inner);
+  for (; row + rows <= last; row += rows)
+    product_tile<Layout, Into::add, Part::all, rows, N>(c, row, column, summands...);
+  for (; row < last; ++row) product_tile<Layout, Into::add, Part::all, 1, N>(c, row, column, summands...);
 }
 
-// Adds A^T A (square; A is B) or A^T B + B^T A (pair) to a symmetric matrix C of `size` rows, or subtracts it.
-template <class Layout, Into into, Symmetric kind, class Element>
-inline void symmetric_product(View<Element> c, View<const Element> a, View<const Element> b, Index size, Index inner) {
+// Adds a sum of products that is symmetric to a symmetric matrix C of `size` rows.
+template <class Layout, class Element, class... Summands>
+inline void symmetric_product(View<Element> c, Index size, Summands... summands) {
   constexpr Index width = Layout::width, block = width > tile_rows ? width : tile_rows;
   const Index columns = (size + width - 1) / width * width;
   for (Index row = 0; row < size; row += block) {
     const Index last = row + block < size ? row + block : size;
     Index column = row / width * width;
     for (; column + tile_columns * width <= columns; column += tile_columns * width)
-      symmetric_tiles<Layout, into, kind, tile_columns>(c, a, b, row, last, column, inner);
+      symmetric_tiles<Layout, tile_columns>(c, row, last, column, summands...);
     if constexpr (tile_columns > 2) {
       if (column + 3 * width <= columns) {
-        symmetric_tiles<Layout, into, kind, 3>(c, a, b, row, last, column, inner), column += 3 * width;
+        symmetric_tiles<Layout, 3>(c, row, last, column, summands...), column += 3 * width;
       } else if (column + 2 * width <= columns) {
-        symmetric_tiles<Layout, into, kind, 2>(c, a, b, row, last, column, inner), column += 2 * width;
+        symmetric_tiles<Layout, 2>(c, row, last, column, summands...), column += 2 * width;
       }
     }
-    if (column < columns) symmetric_tiles<Layout, into, kind, 1>(c, a, b, row, last, column, inner);
+    if (column < columns) symmetric_tiles<Layout, 1>(c, row, last, column, summands...);
   }
   mirror<Layout>(c, size);
 }
 
-// Zero above (lower) or below (upper) the diagonal of a matrix with `rows` rows and `columns` columns.
-template <class Layout, Part kept, class Element>
-inline void keep(View<Element> matrix, Index rows, Index columns) {
-  for (Index i = 0; i < rows; ++i) {
-    const Index begin = kept == Part::lower ? i + 1 : 0, end = kept == Part::lower ? columns : i;
-    for (Index j = begin; j < end; ++j) matrix.data[i * matrix.rows + j] = Element{};
-  }
-}
-
 // Upper Cholesky factor U of A = U^T U in place, and the inverses of its diagonal. No pivot of an exact computation
 // is below `floor`, the smallest eigenvalue that A can have: raising them to it only removes rounding errors.
+//
+// First A = L D L^T, whose rows D L^T wait for no square root.
 template <class Layout, class Element>
 inline void cholesky(View<Element> a, Index size, Element floor, Element* inverse_diagonal) {
   using T = typename Layout::Number;
@@ -294,16 +320,19 @@ inline void cholesky(View<Element> a, Index size, Element floor, Element* invers
   for (Index j = 0; j < size; ++j) {
     Element* pivot_row = a.data + j * a.rows;
     const Element pivot = pivot_row[j] > floor ? pivot_row[j] : floor;
-    const Element inverse = T(1) / square_root<T>(pivot);
+    const Element inverse = T(1) / pivot;
     inverse_diagonal[j] = inverse;
-    for (Index n = j / width * width; n < size; n += width)
-      store(pivot_row + n, Vector(load<Vector>(pivot_row + n) * inverse));
     for (Index i = j + 1; i < size; ++i) {
       Element* row = a.data + i * a.rows;
-      const Element factor = pivot_row[i];
+      const Element factor = pivot_row[i] * inverse;
       for (Index n = i / width * width; n < size; n += width)
         store(row + n, Vector(load<Vector>(row + n) - factor * load<Vector>(pivot_row + n)));
     }
+  }
+  for (Index j = 0; j < size; ++j) {
+    inverse_diagonal[j] = square_root<T>(inverse_diagonal[j]);
+    for (Index n = j / width * width; n < size; n += width)
+      store(a.data + j * a.rows + n, Vector(load<Vector>(a.data + j * a.rows + n) * inverse_diagonal[j]));
   }
 }
 
@@ -336,8 +365,9 @@ inline void solve_upper(View<const Element> factor, const Element* inverse_diago
 #pragma GCC unroll 16
     for (int i = size - 1; i >= 0; --i) {
       Vector value = load<Vector>(x.data + i * x.rows + n);
+      // the last one found comes last: the others need not wait for it
 #pragma GCC unroll 16
-      for (int j = i + 1; j < size; ++j) value -= factor.data[i * factor.rows + j] * solved[j];
+      for (int j = size - 1; j > i; --j) value -= factor.data[i * factor.rows + j] * solved[j];
       solved[i] = value * inverse_diagonal[i];
       store(x.data + i * x.rows + n, solved[i]);
     }

@@ -12,7 +12,7 @@
 // H'_t = H_t / m_t has no forgetting and keys sqrt(write_i / m_i) k_i, and the outputs do not change.
 #pragma once
 
-#include "layout.h"
+#include "linear.h"
 
 namespace MESASCOPE_ISA {
 
@@ -135,7 +135,7 @@ struct Evidence {
   using Element = typename Layout::Element;
   using Vector = typename Layout::Vector;
 
-  View<Element> row;  // the sum and the maximum of write |k|^2, and the sum of 0 x for every number x
+  View<Element> row;  // the sum and the maximum of write |k|^2, and 0 times the sum of all numbers
   Vector zeros;
 
   void allocate(Workspace<Layout>& space) { row = space.matrix(1, 3); }
@@ -146,23 +146,29 @@ struct Evidence {
   }
 
   void add_keys(View<const Element> k, const Gates<Layout>& gates, Index n, Index dim) {
+    Element sum = row.data[0], largest = row.data[1];
     for (Index t = 0; t < n; ++t) {
       Vector squares{};
       for (Index d = 0; d < dim; d += Layout::width) {
         const Vector x = load<Vector>(k.data + t * k.rows + d);
         squares += x * x;
       }
+      zeros += T(0) * squares;
       Element size = sum_lanes<Layout>(squares);
       if (gates.any) size *= gates.write.data[t * gates.write.rows];
-      row.data[0] += size;
-      row.data[1] = row.data[1] > size ? row.data[1] : size;
+      sum += size;
+      largest = largest > size ? largest : size;
     }
-    add(k, n, dim);
+    row.data[0] = sum, row.data[1] = largest;
   }
 
+  // sums of rows, so that only they wait for each other
   void add(View<const Element> matrix, Index n, Index columns) {
-    for (Index t = 0; t < n; ++t)
-      for (Index d = 0; d < columns; d += Layout::width) zeros += T(0) * load<Vector>(matrix.data + t * matrix.rows + d);
+    for (Index t = 0; t < n; ++t) {
+      Vector sum{};
+      for (Index d = 0; d < columns; d += Layout::width) sum += load<Vector>(matrix.data + t * matrix.rows + d);
+      zeros += T(0) * sum;
+    }
   }
 
   void store(const MesaProblem<T>& problem, const Group<Layout>& group) {
@@ -193,18 +199,20 @@ struct Inverse {
     for (Index d = 0; d < dim; ++d) reciprocals.data[d] = T(1) / reciprocals.data[d];
   }
 
-  // y = x R for n rows
-  void multiply(View<Element> y, View<const Element> x, Index n, Index dim) const {
-    if (!diagonal) return product<Layout, Into::assign>(y, x, constant(matrix), n, dim, dim);
+  // y = x R for n rows, and other summands
+  template <class... Summands>
+  void multiply(View<Element> y, View<const Element> x, Index n, Index dim, Summands... summands) const {
+    if (!diagonal) return product<Layout, Into::assign>(y, n, dim, summands..., plus(x, constant(matrix), dim));
     for (Index t = 0; t < n; ++t)
       for (Index d = 0; d < dim; d += Layout::width)
         store(y.data + t * y.rows + d, Vector(load<Vector>(x.data + t * x.rows + d) * load<Vector>(reciprocals.data + d)));
+    if constexpr (sizeof...(summands) > 0) product<Layout, Into::add>(y, n, dim, summands...);
   }
 
   // R <- (R - Y^T Y) / m
   void update(View<const Element> gains, const Gates<Layout>& gates, Index n, Index dim) {
     if (diagonal) spread(dim);
-    symmetric_product<Layout, Into::subtract, Symmetric::square>(matrix, gains, gains, dim, n);
+    symmetric_product<Layout>(matrix, dim, minus(gains.transposed(), gains, n));
     if (gates.any) scale<Layout>(matrix, Element(T(1) / gates.last_decay), dim, dim);
   }
 
@@ -220,10 +228,8 @@ template <class Layout, class Element>
 inline void solve_rows(View<Element> solved, View<const Element> x, const Inverse<Layout>& inverse,
                        View<const Element> gains, View<const Element> gains_t, View<Element> scores, Index n,
                        Index dim) {
-  product<Layout, Into::assign, Part::all, Part::lower>(scores, x, gains_t, n, n, dim);
-  keep<Layout, Part::lower>(scores, n, Layout::chunk);
-  inverse.multiply(solved, x, n, dim);
-  product<Layout, Into::subtract, Part::lower>(solved, constant(scores), gains, n, dim, n);
+  product<Layout, Into::assign, Part::lower>(scores, n, n, plus(x, gains_t, dim));
+  inverse.multiply(solved, x, n, dim, minus<Part::lower>(constant(scores), gains, n));
 }
 
 // For a ridge that is not forgotten, where the tokens share no factor: H_t = C_t + diag(ridge), one Cholesky
@@ -350,27 +356,24 @@ struct MesaForward {
     const Saved<Layout> saved(size, problem.saved, index);
     for (Index start = 0, n; start < time; start += n) {
       n = gates.begin(problem, group, start);
-      if (saved.data != nullptr) {
-        solved = saved.solved(start), gains = saved.gains(start);
-        prefetch_matrix<true>(solved, n), prefetch_matrix<true>(gains, n);
-      }
-      prefetch_rows<true>(problem.o, group, size, start, n, dim_v);
-      prefetch_rows(problem.q, group, size, start + n, chunk, dim);
-      prefetch_rows(problem.k, group, size, start + n, chunk, dim);
-      prefetch_rows(problem.v, group, size, start + n, chunk, dim_v);
+      if (saved.data != nullptr) solved = saved.solved(start), gains = saved.gains(start);
       q = rows_to_read(problem.q, group, start, n, dim, q_buffer);
       k = rows_to_read(problem.k, group, start, n, dim, k_buffer);
       v = rows_to_read(problem.v, group, start, n, dim_v, v_buffer);
       const View<Element> o = rows_to_write(problem.o, group, start, n, dim_v, o_buffer);
       evidence.add_keys(k, gates, n, dim), evidence.add(q, n, dim), evidence.add(v, n, dim_v);
       const bool last = start + n == time;
+      prefetch_rows(problem.q, group, size, start + n, chunk, dim);
       if (problem.constant) {
         tokens.solve_chunk(solved, q, k, gates, n, dim);
       } else {
         solve_queries(n, dim);
+        if (saved.data != nullptr) prefetch_matrix<true>(saved.solved(start + n), chunk);
         if (!last || problem.final_matrix != nullptr)
           inverse.update(constant(gains), gates, n, dim);
       }
+      prefetch_rows(problem.k, group, size, start + n, chunk, dim);
+      prefetch_rows<true>(problem.o, group, size, start, n, dim_v);
       if (gates.any) {
         // the effective keys of the linear part
         scaled_rows<Layout>(key, k, n, dim, [this](Index t) { return gates.factor(t); });
@@ -378,15 +381,16 @@ struct MesaForward {
       }
       if (problem.constant) {
         const auto solved_t = transposed<Layout>(constant(solved), chunk, dim, scratch);
-        product<Layout, Into::assign, Part::all, Part::upper>(scores, k, solved_t, n, n, dim);
-        keep<Layout, Part::upper>(scores, n, chunk);
+        product<Layout, Into::assign, Part::upper>(scores, n, n, plus(k, solved_t, dim));
       }
-      product<Layout, Into::assign, Part::lower>(o, constant(scores.transposed()), v, n, dim_v, n);
-      if (!empty) product<Layout, Into::add>(o, constant(solved), constant(past), n, dim_v, dim);
+      product<Layout, Into::assign>(o, n, dim_v, plus<Part::lower>(constant(scores.transposed()), v, n),
+                                    plus(constant(solved), constant(past), empty ? 0 : dim));
       finish_rows(problem.o, o, group, start, n, dim_v);
       if (last) evidence.store(problem, group);
       if (last && problem.final_association == nullptr) break;
-      product<Layout, Into::add>(past, k.transposed(), v, dim, dim_v, n);
+      prefetch_rows(problem.v, group, size, start + n, chunk, dim_v);
+      if (saved.data != nullptr) prefetch_matrix<true>(saved.gains(start + n), chunk);
+      product<Layout, Into::add>(past, dim, dim_v, plus(k.transposed(), v, n));
       if (gates.any) scale<Layout>(past, gates.last_decay, dim, dim_v);
       empty = false;
     }
@@ -416,11 +420,9 @@ struct MesaForward {
   void solve_queries(Index n, Index dim) {
     find_gains(n, dim);
     const auto q_t = transposed<Layout>(q, chunk, dim, scratch);
-    product<Layout, Into::assign, Part::all, Part::upper>(scores, constant(gains), q_t, n, n, dim);
+    product<Layout, Into::assign, Part::upper>(scores, n, n, plus(constant(gains), q_t, dim));
     clear<Layout>(scores, n, chunk);
-    keep<Layout, Part::upper>(scores, n, chunk);
-    inverse.multiply(solved, q, n, dim);
-    product<Layout, Into::subtract, Part::lower>(solved, constant(scores.transposed()), constant(gains), n, dim, n);
+    inverse.multiply(solved, q, n, dim, minus<Part::lower>(constant(scores.transposed()), constant(gains), n));
     solve_upper<Layout>(constant(gram), inverse_diagonal, scores, n);
     if (gates.any)
       scaled_rows<Layout>(scores, constant(scores), n, n, [this](Index t) { return square_root<T>(gates.factor(t)); });
@@ -436,7 +438,7 @@ struct MesaForward {
     clear<Layout>(gains, n, chunk);
     inverse.multiply(gains, keys, n, dim);
     const auto keys_t = transposed<Layout>(keys, chunk, dim, scratch);
-    product<Layout, Into::assign, Part::all, Part::upper>(gram, constant(gains), keys_t, chunk, chunk, dim);
+    product<Layout, Into::assign, Part::upper>(gram, chunk, chunk, plus(constant(gains), keys_t, dim));
     for (Index i = 0; i < chunk; ++i) gram.data[i * gram.rows + i] += T(1);
     cholesky<Layout>(gram, chunk, Element{} + T(1), inverse_diagonal);
     solve_transposed<Layout>(constant(gram), inverse_diagonal, gains, dim);
@@ -454,7 +456,7 @@ struct MesaBackward {
   static constexpr Index chunk = Layout::chunk;
 
   View<const Element> k, v, g;  // of the chunk
-  View<Element> key, out_buffer, out_v_buffer, scores, pulls, past, future, pairs, scratch, scratch_v, future_t;
+  View<Element> key, out_buffer, out_v_buffer, scores, pulls, past, future, pairs, scratch, scratch_v, out_v_t;
   View<Element> w, dridge, dwrite, penalty;
   Rows<Layout> keys, values, gradients;
   bool kept;
@@ -473,7 +475,7 @@ struct MesaBackward {
     out_buffer = space.matrix(chunk, size.dim), out_v_buffer = space.matrix(chunk, size.dim_v);
     scores = space.matrix(chunk, chunk), pulls = space.matrix(chunk, chunk);
     inverse.allocate(space, size.dim), past = space.matrix(size.dim_v, size.dim);
-    future = space.matrix(size.dim_v, size.dim), future_t = space.matrix(size.dim, size.dim_v);
+    future = space.matrix(size.dim_v, size.dim), out_v_t = space.matrix(size.dim_v, chunk);
     pairs = space.matrix(size.dim, size.dim);
     scratch = space.matrix(size.dim, chunk), scratch_v = space.matrix(size.dim_v, chunk);
     w = space.matrix(size.time, size.dim), dridge = space.matrix(1, size.dim), dwrite = space.matrix(chunk, 1);
@@ -507,10 +509,6 @@ struct MesaBackward {
     Index chunks = 0;
     for (Index start = 0, n; start < time; start += n) {
       n = gates.begin(problem, group, start);
-      prefetch_rows<true>(problem.dq, group, size, start, n, dim);
-      prefetch_matrix<true>(View<Element>{w.data + start * w.rows, w.rows}, n);
-      prefetch_matrix<false>(saved.gains(start), n);
-      prefetch_chunk(problem, group, start + n);
       load_chunk(problem, group, start, n);
       View<const Element> written = k;
       if (gates.any) {
@@ -520,10 +518,12 @@ struct MesaBackward {
       // out = G_t^T g_t
       const View<Element> out = out_buffer;
       const auto v_t = transposed<Layout>(v, chunk, dim_v, scratch_v);
-      product<Layout, Into::assign, Part::all, Part::lower>(scores, g, v_t, n, n, dim_v);
-      keep<Layout, Part::lower>(scores, n, chunk);
-      product<Layout, Into::assign, Part::lower>(out, constant(scores), written, n, dim, n);
-      if (!empty) product<Layout, Into::add>(out, g, constant(past), n, dim, dim_v);
+      product<Layout, Into::assign, Part::lower>(scores, n, n, plus(g, v_t, dim_v));
+      prefetch_matrix<false>(saved.gains(start), n);
+      prefetch_rows<true>(problem.dq, group, size, start, n, dim);
+      product<Layout, Into::assign>(out, n, dim, plus<Part::lower>(constant(scores), written, n),
+                                    plus(g, constant(past), empty ? 0 : dim_v));
+      prefetch_rows(problem.k, group, size, start + n, chunk, dim);
       const auto gains = constant(saved.gains(start));
       const View<Element> solved{w.data + start * w.rows, w.rows};
       if (problem.constant) {
@@ -536,8 +536,10 @@ struct MesaBackward {
       store_rows(problem.dq, constant(solved), group, start, n, dim);
       ends[chunks++] = start + n;
       if (start + n == time) break;
+      prefetch_rows(problem.v, group, size, start + n, chunk, dim_v);
       if (!problem.constant) inverse.update(gains, gates, n, dim);
-      product<Layout, Into::add>(past, v.transposed(), written, dim_v, dim, n);
+      prefetch_rows(problem.g, group, size, start + n, chunk, dim_v);
+      product<Layout, Into::add>(past, dim_v, dim, plus(v.transposed(), written, n));
       if (gates.any) scale<Layout>(past, gates.last_decay, dim_v, dim);
       empty = false;
     }
@@ -557,14 +559,7 @@ struct MesaBackward {
       const bool last = index == chunks - 1;
       const auto solved = constant(saved.solved(start));
       const View<const Element> w_rows{w.data + start * w.rows, w.rows};
-      prefetch_rows<true>(problem.dk, group, size, start, n, dim);
-      prefetch_rows<true>(problem.dv, group, size, start, n, dim_v);
-      if (index > 0) {
-        const Index before = index == 1 ? 0 : ends[index - 2];
-        if (!kept) prefetch_chunk(problem, group, before);
-        prefetch_matrix<false>(saved.solved(before), chunk);
-        prefetch_matrix<false>(View<Element>{w.data + before * w.rows, w.rows}, chunk);
-      }
+      const Index before = index < 2 ? 0 : ends[index - 2];
       kept ? find_chunk(start) : load_chunk(problem, group, start, n);
       if (gates.any && !last) {
         scale<Layout>(future, gates.last_decay, dim_v, dim);
@@ -574,33 +569,30 @@ struct MesaBackward {
       if (gates.any && !problem.constant) scale<Layout>(dridge, gates.last_decay, 1, dim);
       const View<Element> out = rows_to_write(problem.dk, group, start, n, dim, out_buffer);
       const View<Element> out_v = rows_to_write(problem.dv, group, start, n, dim_v, out_v_buffer);
+      // scores q~ k^T and pulls g v^T - w k^T are kept as [t, i]
+      const auto k_t = transposed<Layout>(k, chunk, dim, scratch), v_t = transposed<Layout>(v, chunk, dim_v, scratch_v);
+      product<Layout, Into::assign, Part::lower>(scores, n, n, plus(solved, k_t, dim));
+      product<Layout, Into::assign, Part::lower>(pulls, n, n, plus(g, v_t, dim_v), minus(w_rows, k_t, dim));
       // dv = k P^T + upper(k q~^T) g
-      if (n < chunk) clear<Layout>(scratch, 0, dim);
-      const auto solved_t = transposed<Layout>(solved, n, dim, scratch);
-      product<Layout, Into::assign, Part::all, Part::upper>(scores, k, solved_t, n, n, dim);
-      keep<Layout, Part::upper>(scores, n, chunk);
-      product<Layout, Into::assign, Part::upper>(out_v, constant(scores), g, n, dim_v, n);
-      if (!last) {
-        const auto future_view = transposed<Layout>(constant(future), dim_v, dim, future_t);
-        product<Layout, Into::add>(out_v, k, future_view, n, dim_v, dim);
-      }
+      prefetch_rows<true>(problem.dv, group, size, start, n, dim_v);
+      if (!kept) prefetch_rows(problem.k, group, size, before, chunk, dim);
+      future_values<Layout>(out_v, g, constant(scores), k, k_t, constant(future), last, n, dim, dim_v, out_v_t);
+      prefetch_rows<true>(problem.dk, group, size, start, n, dim);
+      if (!kept) prefetch_rows(problem.v, group, size, before, chunk, dim_v);
       // dk = v P - k S + upper(v g^T - k w^T) q~ - upper(k q~^T) w
-      const auto g_t = transposed<Layout>(g, chunk, dim_v, scratch_v);
-      product<Layout, Into::assign, Part::all, Part::upper>(pulls, v, g_t, n, n, dim_v);
-      const auto w_t = transposed<Layout>(w_rows, n, dim, scratch);
-      product<Layout, Into::subtract, Part::all, Part::upper>(pulls, k, w_t, n, n, dim);
-      keep<Layout, Part::upper>(pulls, n, chunk);
-      product<Layout, Into::assign, Part::upper>(out, constant(pulls), solved, n, dim, n);
-      product<Layout, Into::subtract, Part::upper>(out, constant(scores), w_rows, n, dim, n);
-      if (!last) {
-        product<Layout, Into::add>(out, v, constant(future), n, dim, dim_v);
-        product<Layout, Into::subtract>(out, k, constant(pairs), n, dim, dim);
-      }
+      product<Layout, Into::assign>(out, n, dim, plus<Part::upper>(constant(pulls.transposed()), solved, n),
+                                    minus<Part::upper>(constant(scores.transposed()), w_rows, n),
+                                    plus(v, constant(future), last ? 0 : dim_v),
+                                    minus(k, constant(pairs), last ? 0 : dim));
+      prefetch_matrix<false>(saved.solved(before), chunk);
       // what lies before needs the sums from here on
       if (index > 0 || problem.dassociation != nullptr)
-        product<Layout, Into::add>(future, g.transposed(), solved, dim_v, dim, n);
+        product<Layout, Into::add>(future, dim_v, dim, plus(g.transposed(), solved, n));
+      if (!kept) prefetch_rows(problem.g, group, size, before, chunk, dim_v);
+      prefetch_matrix<false>(View<Element>{w.data + before * w.rows, w.rows}, chunk);
       if (index > 0 || problem.pairs != nullptr)
-        symmetric_product<Layout, Into::add, Symmetric::pair>(pairs, w_rows, solved, dim, n);
+        symmetric_product<Layout>(pairs, dim, plus(w_rows.transposed(), solved, n),
+                                  plus(solved.transposed(), w_rows, n));
       add_ridge_gradient(problem, w_rows, solved, n);
       if (problem.penalty.data != nullptr) find_penalty(problem, group, w_rows, solved, start, n);
       if (gates.any) weigh(problem, group, out, out_v, start, n);
@@ -656,13 +648,6 @@ struct MesaBackward {
     scaled_rows<Layout>(out, constant(out), n, dim, factor);
     scaled_rows<Layout>(out_v, constant(out_v), n, dim_v, factor);
     if (problem.dwrite.data != nullptr) store_rows(problem.dwrite, constant(dwrite), group, start, n, 1);
-  }
-
-  void prefetch_chunk(const MesaProblem<T>& problem, const Group<Layout>& group, Index start) {
-    const Sizes& size = problem.size;
-    prefetch_rows(problem.k, group, size, start, chunk, size.dim);
-    prefetch_rows(problem.v, group, size, start, chunk, size.dim_v);
-    prefetch_rows(problem.g, group, size, start, chunk, size.dim_v);
   }
 
   // k, v and g of a chunk whose rows were kept

@@ -50,7 +50,7 @@ inline constexpr Index softmax_rows = 4;
 template <class Layout, class T, class Element>
 inline void softmax_scores(View<Element> scores, View<const Element> q, View<const Element> k, Index n, Index first,
                            Index dim, T scale) {
-  product<Layout, Into::assign>(scores, q, constant(k.transposed()), n, first + n, dim);
+  product<Layout, Into::assign>(scores, n, first + n, plus(q, k.transposed(), dim));
   for (Index r = 0; r < n; ++r)
     for (Index i = 0; i <= first + r; ++i) scores.data[r * scores.rows + i] *= scale;
 }
@@ -91,7 +91,7 @@ struct SoftmaxForward {
         for (Index i = first + r + 1; i < first + n; ++i) row[i] = Element{};
         store(normaliser.data + r * normaliser.rows, largest), store(normaliser.data + r * normaliser.rows + 1, inverse);
       }
-      product<Layout, Into::assign>(o, constant(scores), constant(v), n, dim_v, first + n);
+      product<Layout, Into::assign>(o, n, dim_v, plus(constant(scores), constant(v), first + n));
       store_rows(problem.o, constant(o), group, first, n, dim_v);
       store_rows(problem.normaliser, constant(normaliser), group, first, n, 2);
     }
@@ -134,14 +134,14 @@ struct SoftmaxBackward {
       const View<const Element> q_rows{q.data + first * q.rows, q.rows}, g_rows{g.data + first * g.rows, g.rows};
       load_rows(normaliser, saved, group, first, n, 2);
       softmax_scores<Layout, T>(scores, q_rows, constant(k), n, first, dim, problem.scale);
-      product<Layout, Into::assign>(pulled, g_rows, constant(v.transposed()), n, keys, dim_v);
+      product<Layout, Into::assign>(pulled, n, keys, plus(g_rows, constant(v.transposed()), dim_v));
       for (Index r = 0; r < n; ++r) {
         Element* row = scores.data + r * scores.rows;
         const Element largest = normaliser.data[r * normaliser.rows], inverse = normaliser.data[r * normaliser.rows + 1];
         for (Index i = 0; i <= first + r; ++i) row[i] = exponential<T>(Element(row[i] - largest)) * inverse;
         for (Index i = first + r + 1; i < keys; ++i) row[i] = Element{};
       }
-      product<Layout, Into::add>(dv, constant(scores.transposed()), g_rows, keys, dim_v, n);
+      product<Layout, Into::add>(dv, keys, dim_v, plus(constant(scores.transposed()), g_rows, n));
       for (Index r = 0; r < n; ++r) {
         const Element* row = scores.data + r * scores.rows;
         Element* pull = pulled.data + r * pulled.rows;
@@ -149,8 +149,8 @@ struct SoftmaxBackward {
         for (Index i = 0; i < keys; ++i) mean += row[i] * pull[i];
         for (Index i = 0; i < keys; ++i) pull[i] = problem.scale * row[i] * (pull[i] - mean);
       }
-      product<Layout, Into::assign>(dq, constant(pulled), constant(k), n, dim, keys);
-      product<Layout, Into::add>(dk, constant(pulled.transposed()), q_rows, keys, dim, n);
+      product<Layout, Into::assign>(dq, n, dim, plus(constant(pulled), constant(k), keys));
+      product<Layout, Into::add>(dk, keys, dim, plus(constant(pulled.transposed()), q_rows, n));
       store_rows(problem.dq, constant(dq), group, first, n, dim);
     }
     store_rows(problem.dk, constant(dk), group, 0, time, dim);
