@@ -1,9 +1,13 @@
 // The kernels against loops in double: every instruction set of this processor, both number types, both layouts, with
 // operands anywhere in memory and any number of threads. Prints one line for each table of kernels; fails on the first
 // result that is wrong, that was not written, or that was written where it does not belong.
+#include <atomic>
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <limits>
+#include <memory>
 #include <new>
 #include <string>
 #include <thread>
@@ -12,14 +16,16 @@
 #include "instruction_sets.h"
 #include "naive.h"
 #include "parallel.h"
+#include "pool.h"
 #include "tensor.h"
 
 using namespace mesascope;
 
 namespace {
 
-constexpr Sizes shapes[] = {{3, 1, 5, 2, 3},  {2, 6, 2, 1, 1},   {2, 5, 3, 4, 2},   {3, 21, 7, 5, 6},
-                            {1, 8, 16, 3, 9}, {2, 34, 9, 20, 20}, {1, 50, 1, 33, 17}};
+// the last but one: rows of whole registers, used where they lie; the last: more rows than the backward pass keeps
+constexpr Sizes shapes[] = {{3, 1, 5, 2, 3},   {2, 6, 2, 1, 1},    {2, 5, 3, 4, 2},    {3, 21, 7, 5, 6}, {1, 8, 16, 3, 9},
+                            {1, 34, 3, 20, 20}, {1, 50, 1, 33, 17}, {1, 35, 2, 16, 32}, {1, 700, 1, 8, 8}};
 constexpr Memory memories[] = {Memory::contiguous, Memory::heads_first, Memory::time_last, Memory::gaps,
                                Memory::shared_rows};
 constexpr int thread_counts[] = {1, 2, 5};
@@ -33,6 +39,8 @@ constexpr Gates all_gates[] = {{false, false, 0, false}, {true, false, 0, false}
                                {true, true, -0.1, false}, {true, true, -0.4, false}, {false, true, -0.1, true},
                                {true, true, -0.1, true},  {true, true, -60, true}};
 
+constexpr int not_a_number = 0xff;  // as every byte of a number
+
 std::mt19937_64 random_numbers(0);
 double normal() { return std::normal_distribution<double>()(random_numbers); }
 double uniform(double low, double high) { return std::uniform_real_distribution<double>(low, high)(random_numbers); }
@@ -40,7 +48,9 @@ double uniform(double low, double high) { return std::uniform_real_distribution<
 // A block of exactly as many bytes, so that a sanitizer sees one too many; the kernels' own memory is rounded up.
 class Exact {
  public:
-  explicit Exact(Index bytes) : data_(::operator new(std::size_t(bytes), std::align_val_t(64))) {}
+  Exact(Index bytes, int value) : data_(::operator new(std::size_t(bytes), std::align_val_t(64))) {
+    std::memset(data_, value, std::size_t(bytes));
+  }
   ~Exact() { ::operator delete(data_, std::align_val_t(64)); }
   Exact(const Exact&) = delete;
   Exact& operator=(const Exact&) = delete;
@@ -50,11 +60,18 @@ class Exact {
   void* data_;
 };
 
-// What is being tested, for the message of a failure, and the worst error so far.
+// What is being tested, for the message of a failure, what errors are allowed, and the worst of them so far.
+//
+// Errors are relative, of a whole result. They are those of rounding, times the condition of the matrices that are
+// solved with; in gradients the first keys of a sequence, which shrink the inverse by their gain, lose more digits.
+// The same bound as in tests/ops/test_mesa_fuzz.py, for every build.
 struct Report {
   std::string place;
-  double limit, worst = 0;
-  long results = 0;
+  double rounding, condition = 1, gain = 0;
+  double worst = 0;  // of error / allowed
+  long results = 0, blind = 0;  // blind: so badly conditioned that an error of 1 % is allowed
+
+  double allowed(bool gradient) const { return rounding * (100 + (30 + (gradient ? gain : 0)) * condition); }
 
   template <class T>
   void check(const char* name, const Tensor<T>& found, const Vector& expected) {
@@ -64,14 +81,15 @@ struct Report {
       error += std::pow(value - expected.at(index), 2);
       size += std::pow(expected[index++], 2);
     });
+    const double limit = allowed(name[0] == 'd' || name == std::string("penalty") || name == std::string("pairs"));
     // the kernels let a token keep exp(-40) of what it forgets entirely, which is nothing beside anything else
-    error = std::sqrt(error) / std::max(std::sqrt(size), 1e-12);
+    error = std::sqrt(error / std::max(size, 1e-24 * double(index)));
     if (!(error <= limit) || index != expected.size() || found.untouched() != found.gaps()) {
       std::printf("FAILED %s: %s has a relative error of %g, %g is allowed; %ld of %ld numbers are NaN\n", place.c_str(),
                   name, error, limit, long(found.untouched()), long(found.gaps()));
       std::exit(1);
     }
-    worst = std::max(worst, error), ++results;
+    worst = std::max(worst, error / limit), ++results, blind += limit > 1e-2;
   }
 };
 
@@ -104,7 +122,7 @@ template <class T, class Problem>
 void run(const KernelSet<T>& set, const Kernel<Problem>& kernel, const Problem& problem, int threads) {
   const Index groups = (problem.size.all_heads() + set.heads_per_group - 1) / set.heads_per_group;
   if (threads > 1) return run_groups(kernel, problem, groups, threads);
-  const Exact memory(kernel.workspace(problem.size));
+  const Exact memory(kernel.workspace(problem.size), 0);
   kernel.run(problem, 0, groups, memory.data());
 }
 
@@ -184,7 +202,7 @@ void test_mesa(const KernelSet<T>& set, const Sizes& size, Memory memory, const 
   const Tensor<T> dassociation({batch, heads, dim_v, dim}, Memory::contiguous);
   const Tensor<T> pairs({batch, heads, dim, dim}, Memory::contiguous);
   const Index groups = (size.all_heads() + set.heads_per_group - 1) / set.heads_per_group;
-  const Exact saved(groups * set.saved(size) * Index(sizeof(T)));
+  const Exact saved(groups * set.saved(size) * Index(sizeof(T)), not_a_number);
 
   MesaProblem<T> problem;
   problem.size = size, problem.q = operands.q, problem.k = operands.k, problem.v = operands.v, problem.ridge = ridge;
@@ -192,25 +210,24 @@ void test_mesa(const KernelSet<T>& set, const Sizes& size, Memory memory, const 
   if (gates.forget) problem.log_forget = log_forget;
   problem.constant = gates.constant;
   if (with_state) problem.matrix = matrix.data(), problem.association = association.data();
-  problem.o = o, problem.evidence = evidence_alone;
+  problem.o = o, problem.evidence = evidence_alone, problem.g = operands.g;
+  const Results expected = naive_mesa(problem);
+  report.condition = expected.condition, report.gain = expected.gain;
 
   // without anything for the backward pass, then with it
   run(set, set.mesa_forward, problem, threads);
-  const Vector output = naive_mesa(problem).o;
-  report.check("o alone", o, output);
+  report.check("o alone", o, expected.o);
   report.check("evidence alone", evidence_alone, naive_evidence(problem));
   problem.evidence = evidence;
   problem.saved = static_cast<T*>(saved.data());
   problem.final_matrix = final_matrix.data(), problem.final_association = final_association.data();
   run(set, set.mesa_forward, problem, threads);
-  problem.g = operands.g;
   problem.dq = gradients.dq, problem.dk = gradients.dk, problem.dv = gradients.dv, problem.dridge = dridge.data();
   if (gated) problem.dwrite = dwrite;
   if (gates.constant) problem.penalty = penalty;
   if (with_state) problem.dassociation = dassociation.data(), problem.pairs = pairs.data();
   run(set, set.mesa_backward, problem, threads);
 
-  const Results expected = naive_mesa(problem);
   report.check("o", o, expected.o);
   report.check("evidence", evidence, naive_evidence(problem));
   report.check("final matrix", final_matrix, expected.final_matrix);
@@ -223,6 +240,7 @@ void test_mesa(const KernelSet<T>& set, const Sizes& size, Memory memory, const 
     report.check("dassociation", dassociation, expected.dassociation);
     report.check("pairs", pairs, expected.pairs);
   }
+  report.condition = 1, report.gain = 0;
 }
 
 // A value that is not finite, anywhere in q, k or v, is seen.
@@ -277,6 +295,37 @@ void test_calls_at_once(const KernelSet<T>& set, Report& report) {
   for (const Tensor<T>& output : outputs) report.check("o", output, expected.o);
 }
 
+// Blocks of the pool belong to one caller at a time and lie where they should, whatever was kept or released.
+void test_pool() {
+  constexpr std::size_t mebibyte = std::size_t(1) << 20;
+  constexpr std::size_t sizes[] = {1, 5000, 3 * mebibyte / 2, 3 * mebibyte};
+  std::atomic<int> failures{0};
+  const auto use = [&](int caller) {
+    for (int round = 0; round < 200; ++round) {
+      const std::size_t bytes = sizes[round % 4];
+      const Borrowed block(bytes);
+      failures += std::uintptr_t(block.data()) % (bytes > mebibyte ? 2 * mebibyte : 64) != 0;
+      std::memset(block.data(), caller, std::min<std::size_t>(bytes, 100));
+      block.data()[bytes - 1] = char(caller);
+      std::this_thread::yield();
+      failures += block.data()[0] != caller || block.data()[bytes - 1] != caller;
+    }
+  };
+  std::vector<std::thread> callers;
+  for (int caller = 1; caller <= 4; ++caller) callers.emplace_back(use, caller);
+  for (std::thread& caller : callers) caller.join();
+  {
+    // more than is kept, of which the first to come back is released, and one block that is too large to keep
+    std::vector<std::unique_ptr<Borrowed>> blocks;
+    for (int i = 0; i < 40; ++i) blocks.push_back(std::make_unique<Borrowed>(2 * mebibyte));
+    blocks.push_back(std::make_unique<Borrowed>(Pool::most_kept + 1));
+  }
+  use(5);
+  if (failures == 0) return;
+  std::printf("FAILED pool: %d blocks are misplaced or have two owners\n", failures.load());
+  std::exit(1);
+}
+
 std::string text(const Sizes& size) {
   std::string result = "[";
   for (Index value : {size.batch, size.time, size.heads, size.dim, size.dim_v}) result += std::to_string(value) + " ";
@@ -285,8 +334,8 @@ std::string text(const Sizes& size) {
 }
 
 template <class T>
-void test_set(const KernelSet<T>& set, const std::string& name, double limit) {
-  Report report{name, limit};
+void test_set(const KernelSet<T>& set, const std::string& name) {
+  Report report{name, std::numeric_limits<T>::epsilon()};
   random_numbers.seed(0);
   int turn = 0;
   for (const Sizes& size : shapes) {
@@ -313,21 +362,23 @@ void test_set(const KernelSet<T>& set, const std::string& name, double limit) {
   test_calls_at_once(set, report);
   report.place = name + ", values that are not finite";
   test_evidence(set, report);
-  std::printf("%-24s %6ld results, worst relative error %.1e\n", name.c_str(), report.results, report.worst);
+  std::printf("%-24s %6ld results, worst error %.2f of what is allowed; 1 %% is allowed in %ld\n", name.c_str(),
+              report.results, report.worst, report.blind);
   std::fflush(stdout);
 }
 
 }  // namespace
 
 int main() {
+  test_pool();
   for (const InstructionSet& set : instruction_sets()) {
     if (!set.supported) {
       std::printf("%s: not on this processor\n", set.name().c_str());
       continue;
     }
-    test_set(set.table->float_lanes, set.name() + " float lanes", 2e-3);
-    test_set(set.table->float_columns, set.name() + " float columns", 2e-3);
-    test_set(set.table->double_lanes, set.name() + " double lanes", 1e-8);
-    test_set(set.table->double_columns, set.name() + " double columns", 1e-8);
+    test_set(set.table->float_lanes, set.name() + " float lanes");
+    test_set(set.table->float_columns, set.name() + " float columns");
+    test_set(set.table->double_lanes, set.name() + " double lanes");
+    test_set(set.table->double_columns, set.name() + " double columns");
   }
 }

@@ -61,43 +61,49 @@ struct Matrix {
   }
 };
 
-// Gaussian elimination with partial pivoting
-inline Vector solve(Matrix a, Vector b) {
+// A^-1 B by Gaussian elimination with partial pivoting
+inline Matrix solve(Matrix a, Matrix b) {
   const Index n = a.rows;
   for (Index j = 0; j < n; ++j) {
     Index pivot = j;
     for (Index i = j + 1; i < n; ++i)
       if (std::abs(a(i, j)) > std::abs(a(pivot, j))) pivot = i;
     for (Index c = 0; c < n; ++c) std::swap(a(j, c), a(pivot, c));
-    std::swap(b[j], b[pivot]);
+    for (Index c = 0; c < b.columns; ++c) std::swap(b(j, c), b(pivot, c));
     for (Index i = j + 1; i < n; ++i) {
       const double factor = a(i, j) / a(j, j);
       for (Index c = j; c < n; ++c) a(i, c) -= factor * a(j, c);
-      b[i] -= factor * b[j];
+      for (Index c = 0; c < b.columns; ++c) b(i, c) -= factor * b(j, c);
     }
   }
   for (Index i = n - 1; i >= 0; --i) {
-    for (Index c = i + 1; c < n; ++c) b[i] -= a(i, c) * b[c];
-    b[i] /= a(i, i);
+    for (Index c = 0; c < b.columns; ++c) {
+      for (Index j = i + 1; j < n; ++j) b(i, c) -= a(i, j) * b(j, c);
+      b(i, c) /= a(i, i);
+    }
   }
   return b;
 }
 
-inline Matrix inverse(const Matrix& a) {
-  Matrix result(a.rows, a.rows);
-  for (Index j = 0; j < a.rows; ++j) {
-    Vector unit(a.rows);
-    unit[j] = 1;
-    const Vector column = solve(a, unit);
-    for (Index i = 0; i < a.rows; ++i) result(i, j) = column[i];
-  }
-  return result;
+inline Vector solve(const Matrix& a, const Vector& b) {
+  Matrix column(a.rows, 1);
+  column.data = b;
+  return solve(a, std::move(column)).data;
 }
+
+inline Matrix inverse(const Matrix& a) {
+  Matrix unit(a.rows, a.rows);
+  for (Index j = 0; j < a.rows; ++j) unit(j, j) = 1;
+  return solve(a, std::move(unit));
+}
+
+inline double norm(const Matrix& a) { return std::sqrt(dot(a.data, a.data)); }
 
 // Results in the order in which a Tensor visits its numbers: o, dq, dk, dv, dwrite and penalty [B, T, H, .], the
 // others [B, H, ., .].
 struct Results {
   Vector o, final_matrix, final_association, dq, dk, dv, dridge, dwrite, penalty, dassociation, pairs, normaliser;
+  double condition = 1, gain = 0;  // the largest |H_t| |H_t^-1| (Frobenius), and write_t k_t . H^-1 k_t before token t
 };
 
 inline void put(Vector& to, const Sizes& size, Index b, Index t, Index h, const Vector& row) {
@@ -132,6 +138,11 @@ void naive_mesa_head(const mesascope::MesaProblem<T>& problem, Index b, Index h,
     Matrix hessian = state;
     if (problem.constant)
       for (Index d = 0; d < dim; ++d) hessian(d, d) += ridge[d];
+    const Matrix inverted = inverse(hessian);
+    // with r = H_t^-1, k . H^-1 k before token t is k . r k / (1 - write k . r k)
+    const double leverage = std::min(1 - 1e-12, write(t) * dot(k, inverted.times(k)));
+    results.condition = std::max(results.condition, norm(hessian) * norm(inverted));
+    results.gain = std::max(results.gain, leverage / (1 - leverage));
     solved.push_back(solve(hessian, q));
     put(results.o, problem.size, b, t, h, association.times(solved[t]));
     if (problem.g.data) {
@@ -165,8 +176,8 @@ void naive_mesa_head(const mesascope::MesaProblem<T>& problem, Index b, Index h,
   for (Index d = 0; d < dim; ++d)
     if (!problem.constant) dridge[d] = by_state(d, d);
   append(results.dridge, dridge), append(results.dassociation, by_association.data);
-  by_state.scale(-1);
-  append(results.pairs, by_state.data);
+  const Matrix other = by_state.transposed();
+  for (std::size_t i = 0; i < other.data.size(); ++i) results.pairs.push_back(-(by_state.data[i] + other.data[i]) / 2);
 }
 
 template <class T>
