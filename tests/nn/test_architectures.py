@@ -5,7 +5,7 @@ import inspect
 import pytest
 import torch
 
-from mesascope.nn import Linear, Mesa, Softmax, Transformer, TransformerConfig, UnitNorm, architectures
+from mesascope.nn import LayerNorm, Linear, Mesa, Softmax, Transformer, TransformerConfig, architectures
 
 BUILT: dict[str, TransformerConfig] = {
     "Lin-1": architectures.constructed_linear(1),
@@ -108,7 +108,7 @@ def test_tables_of_the_paper() -> None:
     assert (partial.token_dim, partial.embed_dim, partial.position_dim, partial.key_dim) == (5, 80, 80, 20)
     assert BUILT["Partial-softmax-7, width 5"].key_dim == 5
     nonlinear = BUILT["Nonlin-hybrid"]
-    assert (nonlinear.embed_dim, nonlinear.mlp_dim, nonlinear.qk_norm) == (60, 300, UnitNorm())
+    assert (nonlinear.embed_dim, nonlinear.mlp_dim, nonlinear.qk_norm) == (60, 300, LayerNorm())
     assert full.qk_norm is None
     linearisation = BUILT["Linearisation, n = 4"]
     assert (linearisation.embed_dim, linearisation.key_dim) == (16, 8)

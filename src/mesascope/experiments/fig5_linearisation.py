@@ -29,7 +29,7 @@ def settings(profile: Profile, seeds: int | None) -> Settings:
     )
     reductions = (
         "Models with n_s = 4, 10 and 20 only, instead of 4, 6, 10, 20, 40 and 60.",
-        "1,500 optimiser steps on batches of 32 sequences instead of 10,000 on 64, with a larger learning rate.",
+        "4,000 optimiser steps on batches of 16 sequences instead of 10,000 on 64, with a larger learning rate.",
         "150 steps of distillation on batches of 32 sequences instead of 1,000 on 64, and losses on 768 sequences "
         "instead of 2,560.",
         "One seed instead of five.",
