@@ -111,22 +111,19 @@ inline void store_rows(const Operand<T>& to, View<const Element> from, const Gro
 
 template <class Layout, class Element>
 inline void clear(View<Element> matrix, Index first, Index rows) {
-  if (rows > first) std::memset(static_cast<void*>(matrix.data + first * matrix.rows), 0, (rows - first) * matrix.rows * sizeof(Element));
+  void* const begin = matrix.data + first * matrix.rows;
+  if (rows > first) std::memset(begin, 0, (rows - first) * matrix.rows * sizeof(Element));
 }
 
-// Whether a chunk of `count` rows of an operand can be used where it lies: copies of it would push other matrices out
-// of the nearest cache.
+// Whether a chunk of `count` rows can be written where it belongs: a copy would push other matrices out of the nearest
+// cache.
 template <class Layout, class T>
 inline bool in_place(const Operand<T>& operand, Index count, Index dim) {
   return Layout::heads == 1 && count == Layout::chunk && operand.dim == 1 && dim % Layout::width == 0;
 }
 
-template <class Layout, class T>
-inline View<T> rows_in_place(const Operand<T>& operand, const Group<Layout>& group, Index time) {
-  return {group.at(operand, 0, time), operand.time};
-}
-
-// Rows time .. time + count of an operand, to be read; with zeros up to a whole chunk.
+// Rows time .. time + count of an operand, to be read; with zeros up to a whole chunk. Always copied: rows of one head
+// may lie so far apart that all of them share one set of the nearest cache.
 template <class Layout, class T, class Element>
 inline View<const Element> rows_to_read(const Operand<const T>& from, const Group<Layout>& group, Index time,
                                         Index count, Index dim, View<Element> buffer) {
@@ -140,7 +137,7 @@ template <class Layout, class T, class Element>
 inline View<Element> rows_to_write(const Operand<T>& to, const Group<Layout>& group, Index time, Index count, Index dim,
                                    View<Element> buffer) {
   if constexpr (Layout::heads == 1)
-    if (in_place<Layout>(to, count, dim)) return rows_in_place<Layout>(to, group, time);
+    if (in_place<Layout>(to, count, dim)) return {group.at(to, 0, time), to.time};
   return buffer;
 }
 
@@ -219,30 +216,46 @@ class Workspace {
   Index used_ = 0;
 };
 
-// The rows of an operand for one pass forward and one back in time: all of them if they are kept, else those of a chunk.
+// Keys, values and gradients of one chunk, for a pass forward and one back in time. With heads in lanes, where reading
+// rows means transposing them, those of all chunks are kept for the way back if they fit in the cache with room for the
+// rest.
 template <class Layout>
-class Rows {
- public:
+struct BackwardRows {
   using Element = typename Layout::Element;
 
-  void allocate(Workspace<Layout>& space, Index time, Index dim, bool kept, Index chunk) {
-    kept_ = kept, rows_ = space.matrix(kept ? time + chunk : chunk, dim);
+  View<const Element> k, v, g;  // of the chunk
+  bool kept;
+
+  void allocate(Workspace<Layout>& space, const Sizes& size) {
+    constexpr Index most_bytes = 256 * 1024;
+    const Index row = row_stride<Layout>(size.dim) + 2 * row_stride<Layout>(size.dim_v);
+    kept = Layout::heads > 1 && size.time * row * Index(sizeof(Element)) <= most_bytes;
+    const Index rows = kept ? size.time + Layout::chunk : Layout::chunk;
+    keys_ = space.matrix(rows, size.dim), values_ = space.matrix(rows, size.dim_v);
+    gradients_ = space.matrix(rows, size.dim_v);
   }
 
-  View<Element> at(Index time) const { return {rows_.data + (kept_ ? time * rows_.rows : 0), rows_.rows}; }
+  // the chunk of `count` tokens that begins at `start`
+  template <class Problem>
+  void read(const Problem& problem, const Group<Layout>& group, Index start, Index count) {
+    k = rows_to_read(problem.k, group, start, count, problem.size.dim, at(keys_, start));
+    v = rows_to_read(problem.v, group, start, count, problem.size.dim_v, at(values_, start));
+    g = rows_to_read(problem.g, group, start, count, problem.size.dim_v, at(gradients_, start));
+  }
+
+  // the same on the way back
+  template <class Problem>
+  void read_again(const Problem& problem, const Group<Layout>& group, Index start, Index count) {
+    if (!kept) return read(problem, group, start, count);
+    k = constant(at(keys_, start)), v = constant(at(values_, start)), g = constant(at(gradients_, start));
+  }
 
  private:
-  View<Element> rows_;
-  bool kept_;
-};
+  View<Element> keys_, values_, gradients_;
 
-// Whether to keep keys, values and gradients of all tokens: with heads in lanes, where reading them means transposing
-// them, if they fit in the cache with room for the rest.
-template <class Layout>
-inline bool keep_rows(const Sizes& size) {
-  constexpr Index most_bytes = 256 * 1024;
-  const Index row = row_stride<Layout>(size.dim) + 2 * row_stride<Layout>(size.dim_v);
-  return Layout::heads > 1 && size.time * row * Index(sizeof(typename Layout::Element)) <= most_bytes;
-}
+  View<Element> at(View<Element> rows, Index start) const {
+    return {rows.data + (kept ? start * rows.rows : 0), rows.rows};
+  }
+};
 
 }  // namespace MESASCOPE_ISA

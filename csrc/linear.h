@@ -1,4 +1,5 @@
-// Causal linear attention, o_t = sum_{i <= t} v_i (k_i . q_t), in chunks of tokens with the sum of the past between them.
+// Causal linear attention, o_t = sum_{i <= t} v_i (k_i . q_t), in chunks of tokens. Between them is G, the sum of v k^T
+// over the past.
 #pragma once
 
 #include "layout.h"
@@ -7,7 +8,19 @@ namespace MESASCOPE_ISA {
 
 using mesascope::LinearProblem;
 
-// G, the sum of v k^T over the past, stored as [D, Dv] so that o = q G reads whole rows
+// One chunk, o = lower(q k^T) v + q G; then, if it is not the last one, G <- G + k^T v. G is stored as [D, Dv], so that
+// whole rows are read, and not read before the first chunk.
+template <class Layout, class Element>
+inline void attend_chunk(View<Element> o, View<const Element> q, View<const Element> k, View<const Element> v,
+                         View<Element> past, bool first, bool last, Index n, Index dim, Index dim_v,
+                         View<Element> scores, View<Element> scratch) {
+  const auto k_t = transposed<Layout>(k, Layout::chunk, dim, scratch);
+  product<Layout, Into::assign, Part::lower>(scores, n, n, plus(q, k_t, dim));
+  product<Layout, Into::assign>(o, n, dim_v, plus<Part::lower>(constant(scores), v, n),
+                                plus(q, constant(past), first ? 0 : dim));
+  if (!last) product<Layout, Into::add>(past, dim, dim_v, plus(k.transposed(), v, n));
+}
+
 template <class Layout>
 struct LinearForward {
   using T = typename Layout::Number;
@@ -40,11 +53,7 @@ struct LinearForward {
       const auto k = rows_to_read(problem.k, group, start, n, dim, k_buffer);
       const auto v = rows_to_read(problem.v, group, start, n, dim_v, v_buffer);
       const auto o = rows_to_write(problem.o, group, start, n, dim_v, o_buffer);
-      const auto k_t = transposed<Layout>(k, chunk, dim, scratch);
-      product<Layout, Into::assign, Part::lower>(scores, n, n, plus(q, k_t, dim));
-      product<Layout, Into::assign>(o, n, dim_v, plus<Part::lower>(constant(scores), v, n),
-                                    plus(q, constant(past), start > 0 ? dim : 0));
-      if (start + n < time) product<Layout, Into::add>(past, dim, dim_v, plus(k.transposed(), v, n));
+      attend_chunk<Layout>(o, q, k, v, past, start == 0, start + n == time, n, dim, dim_v, scores, scratch);
       finish_rows(problem.o, o, group, start, n, dim_v);
     }
   }
@@ -66,25 +75,21 @@ inline void future_values(View<Element> out, View<const Element> g, View<const E
   }
 }
 
-// First forward in time with G as [Dv, D], dq_t = G_t^T g_t; then backward with P, the sum of g q^T over the future:
-// dv_i = P_i k_i, dk_i = P_i^T v_i
+// First forward in time, dq_t = G_t^T g_t, which is attention with g, v, k for q, k, v; then backward with P, the sum of
+// g q^T over the future: dv_i = P_i k_i, dk_i = P_i^T v_i
 template <class Layout>
 struct LinearBackward {
   using T = typename Layout::Number;
   using Element = typename Layout::Element;
   static constexpr Index chunk = Layout::chunk;
 
-  View<const Element> k, v, g;  // of the chunk
   View<Element> q_buffer, out_buffer, out_v_buffer, out_v_t, scores, pulls, past, future, scratch, scratch_v;
-  Rows<Layout> keys, values, gradients;
-  bool kept;
+  BackwardRows<Layout> rows;
   Index bytes;
 
   LinearBackward(const Sizes& size, void* memory) {
     Workspace<Layout> space(memory);
-    kept = keep_rows<Layout>(size);
-    keys.allocate(space, size.time, size.dim, kept, chunk), values.allocate(space, size.time, size.dim_v, kept, chunk);
-    gradients.allocate(space, size.time, size.dim_v, kept, chunk);
+    rows.allocate(space, size);
     q_buffer = space.matrix(chunk, size.dim);
     out_buffer = space.matrix(chunk, size.dim), out_v_buffer = space.matrix(chunk, size.dim_v);
     scores = space.matrix(chunk, chunk), pulls = space.matrix(chunk, chunk);
@@ -100,21 +105,21 @@ struct LinearBackward {
     clear<Layout>(past, 0, dim_v);
     clear<Layout>(future, 0, dim_v);
     for (Index start = 0; start < time; start += chunk) {
-      const Index n = load_chunk(problem, group, start);
+      const Index n = time - start < chunk ? time - start : chunk;
+      rows.read(problem, group, start, n);
       prefetch_chunk(problem, group, start + n);
       prefetch_rows<true>(problem.dq, group, problem.size, start, n, dim);
       const auto out = rows_to_write(problem.dq, group, start, n, dim, out_buffer);
-      const auto v_t = transposed<Layout>(v, chunk, dim_v, scratch_v);
-      product<Layout, Into::assign, Part::lower>(scores, n, n, plus(g, v_t, dim_v));
-      product<Layout, Into::assign>(out, n, dim, plus<Part::lower>(constant(scores), k, n),
-                                    plus(g, constant(past), start > 0 ? dim_v : 0));
-      if (start + n < time) product<Layout, Into::add>(past, dim_v, dim, plus(v.transposed(), k, n));
+      attend_chunk<Layout>(out, rows.g, rows.v, rows.k, past, start == 0, start + n == time, n, dim_v, dim, scores,
+                           scratch_v);
       finish_rows(problem.dq, out, group, start, n, dim);
     }
     for (Index start = (time - 1) / chunk * chunk; start >= 0; start -= chunk) {
-      const Index n = kept ? find_chunk(problem.size, start) : load_chunk(problem, group, start);
+      const Index n = time - start < chunk ? time - start : chunk;
+      rows.read_again(problem, group, start, n);
+      const auto k = rows.k, v = rows.v, g = rows.g;
       if (start > 0) {
-        if (!kept) prefetch_chunk(problem, group, start - chunk);
+        if (!rows.kept) prefetch_chunk(problem, group, start - chunk);
         prefetch_rows(problem.q, group, problem.size, start - chunk, chunk, dim);
       }
       prefetch_rows<true>(problem.dk, group, problem.size, start, n, dim);
@@ -142,21 +147,6 @@ struct LinearBackward {
     prefetch_rows(problem.k, group, size, start, chunk, size.dim);
     prefetch_rows(problem.v, group, size, start, chunk, size.dim_v);
     prefetch_rows(problem.g, group, size, start, chunk, size.dim_v);
-  }
-
-  // points k, v and g at the chunk that begins at `start` and returns its length
-  Index find_chunk(const Sizes& size, Index start) {
-    k = constant(keys.at(start)), v = constant(values.at(start)), g = constant(gradients.at(start));
-    return size.time - start < chunk ? size.time - start : chunk;
-  }
-
-  Index load_chunk(const LinearProblem<T>& problem, const Group<Layout>& group, Index start) {
-    const Sizes& size = problem.size;
-    const Index n = find_chunk(size, start);
-    k = rows_to_read(problem.k, group, start, n, size.dim, keys.at(start));
-    v = rows_to_read(problem.v, group, start, n, size.dim_v, values.at(start));
-    g = rows_to_read(problem.g, group, start, n, size.dim_v, gradients.at(start));
-    return n;
   }
 };
 

@@ -97,7 +97,8 @@ template <class Layout, Into into, Part c_part, int R, int N, class Element, cla
   }
 }
 
-// Rows of a tile n registers wide: fewer registers, more rows. Sixteen rows have more addresses than there are registers.
+// Rows of a tile n registers wide: fewer registers, more rows. Sixteen rows have more addresses than there are
+// registers.
 constexpr int rows_of_tile(int n) {
   const int fitting = tile_rows * tile_columns / (n == 3 ? 4 : n);
   return fitting < 8 ? fitting : 8;

@@ -205,7 +205,8 @@ struct Inverse {
     if (!diagonal) return product<Layout, Into::assign>(y, n, dim, summands..., plus(x, constant(matrix), dim));
     for (Index t = 0; t < n; ++t)
       for (Index d = 0; d < dim; d += Layout::width)
-        store(y.data + t * y.rows + d, Vector(load<Vector>(x.data + t * x.rows + d) * load<Vector>(reciprocals.data + d)));
+        store(y.data + t * y.rows + d,
+              Vector(load<Vector>(x.data + t * x.rows + d) * load<Vector>(reciprocals.data + d)));
     if constexpr (sizeof...(summands) > 0) product<Layout, Into::add>(y, n, dim, summands...);
   }
 
@@ -455,11 +456,9 @@ struct MesaBackward {
   using Element = typename Layout::Element;
   static constexpr Index chunk = Layout::chunk;
 
-  View<const Element> k, v, g;  // of the chunk
   View<Element> key, out_buffer, out_v_buffer, scores, pulls, past, future, pairs, scratch, scratch_v, out_v_t;
   View<Element> w, dridge, dwrite, penalty;
-  Rows<Layout> keys, values, gradients;
-  bool kept;
+  BackwardRows<Layout> rows;
   Inverse<Layout> inverse;
   Gates<Layout> gates;
   TokenSolver<Layout> tokens;
@@ -468,9 +467,7 @@ struct MesaBackward {
 
   MesaBackward(const Sizes& size, void* memory) {
     Workspace<Layout> space(memory);
-    kept = keep_rows<Layout>(size);
-    keys.allocate(space, size.time, size.dim, kept, chunk), values.allocate(space, size.time, size.dim_v, kept, chunk);
-    gradients.allocate(space, size.time, size.dim_v, kept, chunk);
+    rows.allocate(space, size);
     key = space.matrix(chunk, size.dim);
     out_buffer = space.matrix(chunk, size.dim), out_v_buffer = space.matrix(chunk, size.dim_v);
     scores = space.matrix(chunk, chunk), pulls = space.matrix(chunk, chunk);
@@ -509,7 +506,8 @@ struct MesaBackward {
     Index chunks = 0;
     for (Index start = 0, n; start < time; start += n) {
       n = gates.begin(problem, group, start);
-      load_chunk(problem, group, start, n);
+      rows.read(problem, group, start, n);
+      const auto k = rows.k, v = rows.v, g = rows.g;
       View<const Element> written = k;
       if (gates.any) {
         scaled_rows<Layout>(key, k, n, dim, [this](Index t) { return gates.factor(t); });
@@ -560,7 +558,8 @@ struct MesaBackward {
       const auto solved = constant(saved.solved(start));
       const View<const Element> w_rows{w.data + start * w.rows, w.rows};
       const Index before = index < 2 ? 0 : ends[index - 2];
-      kept ? find_chunk(start) : load_chunk(problem, group, start, n);
+      rows.read_again(problem, group, start, n);
+      const auto k = rows.k, v = rows.v, g = rows.g;
       if (gates.any && !last) {
         scale<Layout>(future, gates.last_decay, dim_v, dim);
         scale<Layout>(pairs, gates.last_decay, dim, dim);
@@ -575,10 +574,10 @@ struct MesaBackward {
       product<Layout, Into::assign, Part::lower>(pulls, n, n, plus(g, v_t, dim_v), minus(w_rows, k_t, dim));
       // dv = k P^T + upper(k q~^T) g
       prefetch_rows<true>(problem.dv, group, size, start, n, dim_v);
-      if (!kept) prefetch_rows(problem.k, group, size, before, chunk, dim);
+      if (!rows.kept) prefetch_rows(problem.k, group, size, before, chunk, dim);
       future_values<Layout>(out_v, g, constant(scores), k, k_t, constant(future), last, n, dim, dim_v, out_v_t);
       prefetch_rows<true>(problem.dk, group, size, start, n, dim);
-      if (!kept) prefetch_rows(problem.v, group, size, before, chunk, dim_v);
+      if (!rows.kept) prefetch_rows(problem.v, group, size, before, chunk, dim_v);
       // dk = v P - k S + upper(v g^T - k w^T) q~ - upper(k q~^T) w
       product<Layout, Into::assign>(out, n, dim, plus<Part::upper>(constant(pulls.transposed()), solved, n),
                                     minus<Part::upper>(constant(scores.transposed()), w_rows, n),
@@ -588,7 +587,7 @@ struct MesaBackward {
       // what lies before needs the sums from here on
       if (index > 0 || problem.dassociation != nullptr)
         product<Layout, Into::add>(future, dim_v, dim, plus(g.transposed(), solved, n));
-      if (!kept) prefetch_rows(problem.g, group, size, before, chunk, dim_v);
+      if (!rows.kept) prefetch_rows(problem.g, group, size, before, chunk, dim_v);
       prefetch_matrix<false>(View<Element>{w.data + before * w.rows, w.rows}, chunk);
       if (index > 0 || problem.pairs != nullptr)
         symmetric_product<Layout>(pairs, dim, plus(w_rows.transposed(), solved, n),
@@ -608,13 +607,15 @@ struct MesaBackward {
   }
 
   // dridge -= sum_t w_t q~_t, for each coordinate
-  void add_ridge_gradient(const MesaProblem<T>& problem, View<const Element> w_rows, View<const Element> solved, Index n) {
+  void add_ridge_gradient(const MesaProblem<T>& problem, View<const Element> w_rows, View<const Element> solved,
+                          Index n) {
     using Vector = typename Layout::Vector;
     const bool grows = problem.constant && gates.any;
     for (Index d = 0; d < problem.size.dim; d += Layout::width) {
       Vector sum = load<Vector>(dridge.data + d);
       for (Index t = 0; t < n; ++t) {
-        const Vector both = load<Vector>(w_rows.data + t * w_rows.rows + d) * load<Vector>(solved.data + t * solved.rows + d);
+        const Vector both =
+            load<Vector>(w_rows.data + t * w_rows.rows + d) * load<Vector>(solved.data + t * solved.rows + d);
         sum -= grows ? Vector(gates.growth(t) * both) : both;
       }
       store(dridge.data + d, sum);
@@ -640,25 +641,14 @@ struct MesaBackward {
              Index start, Index n) {
     const Index dim = problem.size.dim, dim_v = problem.size.dim_v;
     for (Index t = 0; t < n; ++t) {
-      const Element both = dot<Layout>(out.data + t * out.rows, k.data + t * k.rows, dim) +
-                           dot<Layout>(out_v.data + t * out_v.rows, v.data + t * v.rows, dim_v);
+      const Element both = dot<Layout>(out.data + t * out.rows, rows.k.data + t * rows.k.rows, dim) +
+                           dot<Layout>(out_v.data + t * out_v.rows, rows.v.data + t * rows.v.rows, dim_v);
       dwrite.data[t * dwrite.rows] = T(0.5) * both / gates.at(gates.decay, t);
     }
     const auto factor = [this](Index t) { return gates.factor(t); };
     scaled_rows<Layout>(out, constant(out), n, dim, factor);
     scaled_rows<Layout>(out_v, constant(out_v), n, dim_v, factor);
     if (problem.dwrite.data != nullptr) store_rows(problem.dwrite, constant(dwrite), group, start, n, 1);
-  }
-
-  // k, v and g of a chunk whose rows were kept
-  void find_chunk(Index start) {
-    k = constant(keys.at(start)), v = constant(values.at(start)), g = constant(gradients.at(start));
-  }
-
-  void load_chunk(const MesaProblem<T>& problem, const Group<Layout>& group, Index start, Index n) {
-    k = rows_to_read(problem.k, group, start, n, problem.size.dim, keys.at(start));
-    v = rows_to_read(problem.v, group, start, n, problem.size.dim_v, values.at(start));
-    g = rows_to_read(problem.g, group, start, n, problem.size.dim_v, gradients.at(start));
   }
 };
 

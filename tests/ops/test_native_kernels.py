@@ -135,3 +135,18 @@ def test_softmax_with_logits_far_apart() -> None:
     for found, expected in zip(*gradients, strict=True):
         assert bool(found.isfinite().all())
         torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("time", "size", "native"),
+    [(50, 20, True), (128, 128, True), (256, 64, True), (257, 64, False), (40, 200, False), (513, 20, False)],
+)
+def test_softmax_kernel_is_used_where_its_tokens_fit_the_cache(
+    time: int, size: int, native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mesascope.ops import native as operators
+
+    calls = []
+    monkeypatch.setattr(operators, "native_softmax_attention", lambda q, k, v: calls.append(1) or v)
+    softmax_attention(*torch.randn(3, 1, time, 4, size))
+    assert bool(calls) == native
