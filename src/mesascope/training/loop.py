@@ -27,7 +27,7 @@ from mesascope.nn.transformer import Transformer
 from mesascope.predictor import half_squared_error
 from mesascope.tasks.sequences import Sequences
 from mesascope.training.config import EVALUATION_BATCH, ClipGradNorm, ClipGradValue, TrainingConfig
-from mesascope.training.memory import require_memory
+from mesascope.training.memory import keep_freed_memory, require_memory
 from mesascope.training.seeds import stream
 
 
@@ -58,6 +58,8 @@ def sequence_loss(
 def train(config: TrainingConfig, folder: Path, on_progress: Callable[[Progress], None] | None = None) -> Transformer:
     """Train a model, or go on where `folder` stopped; a finished folder is only read.
 
+    Sets torch's threads and has the C library keep freed memory, both for the whole process.
+
     Args:
         config: what to train.
         folder: the run folder; it is made if it does not exist.
@@ -80,6 +82,7 @@ def train(config: TrainingConfig, folder: Path, on_progress: Callable[[Progress]
     for place in (folder, folder / "snapshots"):
         remove_unfinished(place)
     torch.set_num_threads(config.threads)
+    keep_freed_memory()
     state = TrainingState(config)
     if (folder / "checkpoint.safetensors").exists():
         state.restore(folder)
