@@ -8,7 +8,6 @@ from mesascope.benchmarks.timing import interleave, median_ratio, torch_threads
 from mesascope.claims import Claim, MeasuredClaim, Threshold
 from mesascope.errors import require
 from mesascope.training.loop import TrainingState
-from mesascope.training.memory import keep_freed_memory
 from mesascope.training.presets import paper_trainings
 
 _PEER = "measured against a peer in the same run"
@@ -48,14 +47,13 @@ DATA_SHARE = Claim(
 def bench_training(rounds: int = 30, threads: int = 2) -> tuple[MeasuredClaim, ...]:
     """Medians over `rounds` pairs of neighbouring steps; `values` hold the seconds behind each ratio, ours first.
 
-    The process keeps freed memory, as in `train`; so the peers are spared its page faults, too.
+    The process keeps freed memory, as any that trains; so the peers are spared its page faults, too.
 
     Args:
         rounds: timed steps of each kind, after two that are not timed.
         threads: CPU threads of all.
     """
     require(rounds >= 1, "rounds", rounds, "at least 1")
-    keep_freed_memory()
     with torch_threads(threads):
         return (*_softmax_claims(rounds), _hybrid_claim(rounds))
 

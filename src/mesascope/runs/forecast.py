@@ -19,7 +19,6 @@ import torch
 from mesascope.runs.store import RunStore
 from mesascope.training.config import EVALUATION_BATCH, ConstantRate, TrainingConfig
 from mesascope.training.loop import TrainingState
-from mesascope.training.memory import keep_freed_memory
 
 Result = TypeVar("Result")
 
@@ -71,7 +70,6 @@ def time_step(config: TrainingConfig) -> StepTime:
     """Time one step and one evaluation of a training, on fresh weights that do not change."""
     threads = torch.get_num_threads()
     torch.set_num_threads(config.threads)
-    keep_freed_memory()
     try:
         passed = min(config.micro_batch, config.batch_size)
         first = _state(config, min(_FIRST_SEQUENCES, passed))

@@ -82,7 +82,6 @@ def train(config: TrainingConfig, folder: Path, on_progress: Callable[[Progress]
     for place in (folder, folder / "snapshots"):
         remove_unfinished(place)
     torch.set_num_threads(config.threads)
-    keep_freed_memory()
     state = TrainingState(config)
     if (folder / "checkpoint.safetensors").exists():
         state.restore(folder)
@@ -182,9 +181,13 @@ _NOT_DECAYED = ("raw_ridge", "raw_share", "forget_gate.b", "write_gate.b")
 
 
 class TrainingState:
-    """All that changes from step to step: weights, optimiser, random state and the losses since the last evaluation."""
+    """All that changes from step to step: weights, optimiser, random state and the losses since the last evaluation.
+
+    A process that makes one keeps freed memory from then on.
+    """
 
     def __init__(self, config: TrainingConfig) -> None:
+        keep_freed_memory()
         self.config, self.step, self.seconds, self.train_losses = config, 0, 0.0, list[float]()
         self.model = Transformer(config.model, stream(config.seed, "weights"))
         self.generator = stream(config.seed, "train")

@@ -65,7 +65,7 @@ def keep_freed_memory() -> bool:
     """Let the C library keep the memory of freed tensors up to 32 MiB for those to come, in the whole process.
 
     Without it glibc gives the activations of a training step back to the system, and the next step gets them again
-    page by page, zeroed: a tenth of its time. The process then keeps the most memory that it has had.
+    page by page, zeroed. The process then keeps the most memory that it has had.
 
     Returns:
         Whether it was told; False with another C library, where nothing changes.
