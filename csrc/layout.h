@@ -147,6 +147,15 @@ inline void finish_rows(const Operand<T>& to, View<Element> rows, const Group<La
   if (!in_place<Layout>(to, count, dim)) store_rows(to, constant(rows), group, time, count, dim);
 }
 
+// Each line once that some of these bytes are in.
+template <bool for_writing>
+[[gnu::always_inline]] inline void prefetch_bytes(const void* begin, Index bytes) {
+  constexpr std::uintptr_t line = 64;
+  const auto first = reinterpret_cast<std::uintptr_t>(begin), end = first + std::uintptr_t(bytes);
+  for (std::uintptr_t next = first / line * line; next < end; next += line)
+    __builtin_prefetch(reinterpret_cast<const void*>(next), for_writing, 2);
+}
+
 // Asks for rows time .. time + count of an operand, as far as it has them, to be in the cache when they are needed:
 // the rows of one head lie too far apart for the processor to guess. Not more at once than comes while a product is
 // computed, or what is read next waits behind it.
@@ -156,21 +165,19 @@ template <bool for_writing = false, class Layout, class T>
 [[gnu::always_inline]] inline void prefetch_rows(const Operand<T>& operand, const Group<Layout>& group,
                                                  const Sizes& size, Index time, Index count, Index dim) {
   if (time + count > size.time) count = size.time - time;
-  constexpr Index line = 64 / sizeof(T);
-  for (int lane = 0; lane < Layout::heads; ++lane) {
+  for (int lane = 0, next; lane < Layout::heads; lane = next) {
     const T* row = group.at(operand, lane, time);
-    for (Index t = 0; t < count; ++t, row += operand.time) {
-      for (Index d = 0; d < dim; d += line) __builtin_prefetch(row + d, for_writing, 2);
-      __builtin_prefetch(row + dim - 1, for_writing, 2);
-    }
+    // heads next to each other share lines
+    const T* last = row;
+    for (next = lane + 1; next < Layout::heads && group.at(operand, next, time) == last + dim; ++next) last += dim;
+    const Index bytes = (last + dim - row) * Index(sizeof(T));
+    for (Index t = 0; t < count; ++t, row += operand.time) prefetch_bytes<for_writing>(row, bytes);
   }
 }
 
 template <bool for_writing, class Element>
 [[gnu::always_inline]] inline void prefetch_matrix(View<Element> matrix, Index rows) {
-  const char* data = reinterpret_cast<const char*>(matrix.data);
-  const Index bytes = rows * matrix.rows * Index(sizeof(Element));
-  for (Index offset = 0; offset < bytes; offset += 64) __builtin_prefetch(data + offset, for_writing, 2);
+  prefetch_bytes<for_writing>(matrix.data, rows * matrix.rows * Index(sizeof(Element)));
 }
 
 // a contiguous [B, H, rows, columns] tensor into a matrix, and back

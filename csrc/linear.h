@@ -59,6 +59,19 @@ struct LinearForward {
   }
 };
 
+// out = x M^T for n rows x, with M of `rows` rows, and x_t what `transposed` makes of x.
+template <class Layout, class Element>
+inline void multiply_transposed(View<Element> out, View<const Element> x, View<const Element> x_t,
+                                View<const Element> matrix, Index n, Index dim, Index rows, View<Element> scratch) {
+  if constexpr (Layout::width == 1) {
+    product<Layout, Into::assign>(out, n, rows, plus(x, matrix.transposed(), dim));
+  } else {
+    // transposed, because that is cheaper than transposing M
+    product<Layout, Into::assign>(scratch, rows, n, plus(matrix, x_t, dim));
+    transpose(out.data, out.rows, scratch.data, scratch.rows, rows, n);
+  }
+}
+
 // The gradient of the values of a chunk, upper(k q^T) g + k P^T, with scores q k^T, and P = 0 if there is no future.
 template <class Layout, class Element>
 inline void future_values(View<Element> out, View<const Element> g, View<const Element> scores, View<const Element> k,

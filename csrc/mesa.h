@@ -224,15 +224,6 @@ struct Inverse {
   }
 };
 
-// x <- H'_t^-1 x_t for every row of the chunk: x R - lower(x Y^T) Y, into `solved`
-template <class Layout, class Element>
-inline void solve_rows(View<Element> solved, View<const Element> x, const Inverse<Layout>& inverse,
-                       View<const Element> gains, View<const Element> gains_t, View<Element> scores, Index n,
-                       Index dim) {
-  product<Layout, Into::assign, Part::lower>(scores, n, n, plus(x, gains_t, dim));
-  inverse.multiply(solved, x, n, dim, minus<Part::lower>(constant(scores), gains, n));
-}
-
 // For a ridge that is not forgotten, where the tokens share no factor: H_t = C_t + diag(ridge), one Cholesky
 // factorisation for each token.
 template <class Layout>
@@ -302,7 +293,7 @@ struct TokenSolver {
     for (Index d = 0; d < dim; ++d) y[d] = z[d];
   }
 
-  // rows of x to m_t H_t^-1 x_t, as `solve_rows`
+  // rows of x to m_t H_t^-1 x_t
   void solve_chunk(View<Element> solved, View<const Element> x, View<const Element> keys, const Gates<Layout>& gates,
                    Index n, Index dim) {
     for (Index t = 0; t < n; ++t) {
@@ -456,22 +447,25 @@ struct MesaBackward {
   using Element = typename Layout::Element;
   static constexpr Index chunk = Layout::chunk;
 
-  View<Element> key, out_buffer, out_v_buffer, scores, pulls, past, future, pairs, scratch, scratch_v, out_v_t;
-  View<Element> w, dridge, dwrite, penalty;
+  View<Element> key, value, innovations, out_buffer, out_v_buffer, factor, scores, pulls, future, pairs;
+  View<Element> scratch, scratch_v, out_v_t, w, dridge, dwrite, penalty;
+  View<Element> weights;  // Phi before the chunk; or G, if the ridge is not forgotten
   BackwardRows<Layout> rows;
   Inverse<Layout> inverse;
   Gates<Layout> gates;
   TokenSolver<Layout> tokens;
+  Element inverse_diagonal[chunk];
   Index bytes;
   Index* ends;  // where the chunks of the forward pass ended
 
   MesaBackward(const Sizes& size, void* memory) {
     Workspace<Layout> space(memory);
     rows.allocate(space, size);
-    key = space.matrix(chunk, size.dim);
+    key = space.matrix(chunk, size.dim), value = space.matrix(chunk, size.dim_v);
+    innovations = space.matrix(chunk, size.dim_v);
     out_buffer = space.matrix(chunk, size.dim), out_v_buffer = space.matrix(chunk, size.dim_v);
-    scores = space.matrix(chunk, chunk), pulls = space.matrix(chunk, chunk);
-    inverse.allocate(space, size.dim), past = space.matrix(size.dim_v, size.dim);
+    factor = space.matrix(chunk, chunk), scores = space.matrix(chunk, chunk), pulls = space.matrix(chunk, chunk);
+    inverse.allocate(space, size.dim), weights = space.matrix(size.dim_v, size.dim);
     future = space.matrix(size.dim_v, size.dim), out_v_t = space.matrix(size.dim_v, chunk);
     pairs = space.matrix(size.dim, size.dim);
     scratch = space.matrix(size.dim, chunk), scratch_v = space.matrix(size.dim_v, chunk);
@@ -495,53 +489,96 @@ struct MesaBackward {
   Index solve_forward(const MesaProblem<T>& problem, const Group<Layout>& group, const Saved<Layout>& saved) {
     const Sizes& size = problem.size;
     const Index time = size.time, dim = size.dim, dim_v = size.dim_v;
-    if (problem.constant) {
-      tokens.begin(problem, group);
-    } else {
-      inverse.begin(problem, group);
-    }
-    clear<Layout>(past, 0, dim_v);
-    if (problem.association != nullptr) load_matrix(past, problem.association, size, group, dim_v, dim);
+    begin(problem, group);
     bool empty = problem.association == nullptr;
     Index chunks = 0;
     for (Index start = 0, n; start < time; start += n) {
       n = gates.begin(problem, group, start);
       rows.read(problem, group, start, n);
-      const auto k = rows.k, v = rows.v, g = rows.g;
-      View<const Element> written = k;
-      if (gates.any) {
-        scaled_rows<Layout>(key, k, n, dim, [this](Index t) { return gates.factor(t); });
-        written = constant(key);
-      }
-      // out = G_t^T g_t
-      const View<Element> out = out_buffer;
-      const auto v_t = transposed<Layout>(v, chunk, dim_v, scratch_v);
-      product<Layout, Into::assign, Part::lower>(scores, n, n, plus(g, v_t, dim_v));
-      prefetch_matrix<false>(saved.gains(start), n);
-      prefetch_rows<true>(problem.dq, group, size, start, n, dim);
-      product<Layout, Into::assign>(out, n, dim, plus<Part::lower>(constant(scores), written, n),
-                                    plus(g, constant(past), empty ? 0 : dim_v));
-      prefetch_rows(problem.k, group, size, start + n, chunk, dim);
-      const auto gains = constant(saved.gains(start));
       const View<Element> solved{w.data + start * w.rows, w.rows};
+      const bool last = start + n == time;
+      prefetch_rows<true>(problem.dq, group, size, start, n, dim);
       if (problem.constant) {
-        tokens.solve_chunk(solved, constant(out), k, gates, n, dim);
+        solve_tokens(solved, n, dim, dim_v, empty, last);
       } else {
-        if (n < chunk) clear<Layout>(scratch, 0, dim);
-        const auto gains_t = transposed<Layout>(gains, n, dim, scratch);
-        solve_rows<Layout>(solved, constant(out), inverse, gains, gains_t, scores, n, dim);
+        regress(solved, constant(saved.gains(start)), n, dim, dim_v, empty, last);
       }
+      prefetch_rows(problem.k, group, size, start + n, chunk, dim);
       store_rows(problem.dq, constant(solved), group, start, n, dim);
-      ends[chunks++] = start + n;
-      if (start + n == time) break;
       prefetch_rows(problem.v, group, size, start + n, chunk, dim_v);
-      if (!problem.constant) inverse.update(gains, gates, n, dim);
       prefetch_rows(problem.g, group, size, start + n, chunk, dim_v);
-      product<Layout, Into::add>(past, dim_v, dim, plus(v.transposed(), written, n));
-      if (gates.any) scale<Layout>(past, gates.last_decay, dim_v, dim);
+      ends[chunks++] = start + n;
       empty = false;
     }
     return chunks;
+  }
+
+  void begin(const MesaProblem<T>& problem, const Group<Layout>& group) {
+    const Index dim = problem.size.dim, dim_v = problem.size.dim_v;
+    if (problem.constant) tokens.begin(problem, group);
+    if (problem.association == nullptr) return clear<Layout>(weights, 0, dim_v);
+    if (problem.constant) return load_matrix(weights, problem.association, problem.size, group, dim_v, dim);
+    // Phi = G_0 H_0^-1
+    inverse.begin(problem, group);
+    load_matrix(future, problem.association, problem.size, group, dim_v, dim);
+    inverse.multiply(weights, constant(future), dim_v, dim);
+  }
+
+  // w_t = H_t^-1 G_t^T g_t where the ridge is forgotten: the regression itself is carried from chunk to chunk. With Phi
+  // before the chunk, and U and Y of the forward pass,
+  //
+  //     E = U^-T (V - K Phi^T),     Phi_t = Phi + sum_{i <= t} e_i y_i^T,     w_t = Phi_t^T g_t:
+  //
+  // what is subtracted are predictions, so that w keeps the digits that solving for G_t^T g_t loses. What U is tells
+  // Y K^T = U - U^-T.
+  void regress(View<Element> solved, View<const Element> gains, Index n, Index dim, Index dim_v, bool empty,
+               bool last) {
+    View<const Element> keys = rows.k, values = rows.v;
+    if (gates.any) {
+      const auto root = [this](Index t) { return square_root<T>(gates.factor(t)); };
+      scaled_rows<Layout>(key, keys, n, dim, root), scaled_rows<Layout>(value, values, n, dim_v, root);
+      clear<Layout>(key, n, chunk), clear<Layout>(value, n, chunk);
+      keys = constant(key), values = constant(value);
+    }
+    const auto keys_t = transposed<Layout>(keys, chunk, dim, scratch);
+    product<Layout, Into::assign, Part::upper>(factor, n, n, plus(gains, keys_t, dim));
+    for (Index i = 0; i < n; ++i) {
+      const Element difference = factor.data[i * factor.rows + i];  // u - 1 / u
+      inverse_diagonal[i] = T(2) / (difference + square_root<T>(Element(difference * difference + T(4))));
+    }
+    if (!empty) multiply_transposed<Layout>(innovations, keys, keys_t, constant(weights), n, dim, dim_v, out_v_t);
+    subtract(innovations, values, empty, n, dim_v);
+    solve_transposed<Layout>(constant(factor), inverse_diagonal, innovations, dim_v);
+    const auto innovations_t = transposed<Layout>(constant(innovations), chunk, dim_v, scratch_v);
+    product<Layout, Into::assign, Part::lower>(scores, n, n, plus(rows.g, innovations_t, dim_v));
+    product<Layout, Into::assign>(solved, n, dim, plus<Part::lower>(constant(scores), gains, n),
+                                  plus(rows.g, constant(weights), empty ? 0 : dim_v));
+    if (!last) product<Layout, Into::add>(weights, dim_v, dim, plus(constant(innovations).transposed(), gains, n));
+  }
+
+  // x <- values - x, where there is an x
+  static void subtract(View<Element> x, View<const Element> values, bool empty, Index n, Index columns) {
+    using Vector = typename Layout::Vector;
+    for (Index t = 0; t < n; ++t)
+      for (Index d = 0; d < columns; d += Layout::width) {
+        const Vector value = load<Vector>(values.data + t * values.rows + d);
+        store(x.data + t * x.rows + d, empty ? value : Vector(value - load<Vector>(x.data + t * x.rows + d)));
+      }
+  }
+
+  // the same where the ridge is not forgotten, token by token for G_t^T g_t
+  void solve_tokens(View<Element> solved, Index n, Index dim, Index dim_v, bool empty, bool last) {
+    const auto k = rows.k, v = rows.v, g = rows.g;
+    scaled_rows<Layout>(key, k, n, dim, [this](Index t) { return gates.factor(t); });
+    const View<Element> out = out_buffer;
+    const auto v_t = transposed<Layout>(v, chunk, dim_v, scratch_v);
+    product<Layout, Into::assign, Part::lower>(scores, n, n, plus(g, v_t, dim_v));
+    product<Layout, Into::assign>(out, n, dim, plus<Part::lower>(constant(scores), constant(key), n),
+                                  plus(g, constant(weights), empty ? 0 : dim_v));
+    tokens.solve_chunk(solved, constant(out), k, gates, n, dim);
+    if (last) return;
+    product<Layout, Into::add>(weights, dim_v, dim, plus(v.transposed(), constant(key), n));
+    scale<Layout>(weights, gates.last_decay, dim_v, dim);
   }
 
   void accumulate_backward(const MesaProblem<T>& problem, const Group<Layout>& group, const Saved<Layout>& saved,
@@ -612,13 +649,14 @@ struct MesaBackward {
     using Vector = typename Layout::Vector;
     const bool grows = problem.constant && gates.any;
     for (Index d = 0; d < problem.size.dim; d += Layout::width) {
-      Vector sum = load<Vector>(dridge.data + d);
+      // summed within the chunk first: thousands of small terms would lose digits one by one
+      Vector sum{};
       for (Index t = 0; t < n; ++t) {
         const Vector both =
             load<Vector>(w_rows.data + t * w_rows.rows + d) * load<Vector>(solved.data + t * solved.rows + d);
-        sum -= grows ? Vector(gates.growth(t) * both) : both;
+        sum += grows ? Vector(gates.growth(t) * both) : both;
       }
-      store(dridge.data + d, sum);
+      store(dridge.data + d, Vector(load<Vector>(dridge.data + d) - sum));
     }
   }
 

@@ -1,10 +1,15 @@
-// The Python module: takes tensors through DLPack, chooses the instruction set and the layout, releases the GIL.
+// The Python module: takes tensors by address and strides, chooses the instruction set and the layout, releases the GIL.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/array.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -20,10 +25,45 @@ namespace nb = nanobind;
 namespace mesascope {
 namespace {
 
-template <class T, std::size_t N>
-using Array = nb::ndarray<T, nb::ndim<N>, nb::device::cpu>;
-template <class T, std::size_t N>
-using Optional = std::optional<Array<T, N>>;
+// A tensor: its address and its strides in numbers, which its caller keeps alive. To take DLPack capsules for all of them
+// took as long as a small problem.
+template <std::size_t dimensions>
+using Address = std::array<Index, 1 + dimensions>;
+template <std::size_t dimensions>
+using Optional = std::optional<Address<dimensions>>;
+using Shape = std::array<Index, 5>;  // B, T, H, D, Dv
+
+Sizes sizes(const Shape& shape) { return {shape[0], shape[1], shape[2], shape[3], shape[4]}; }
+
+template <class T, std::size_t numbers>
+T* pointer(const std::array<Index, numbers>& tensor) {
+  return reinterpret_cast<T*>(tensor[0]);
+}
+
+// of a tensor that is contiguous, or absent
+template <class T, std::size_t numbers>
+T* pointer(const std::optional<std::array<Index, numbers>>& tensor) {
+  return tensor ? pointer<T>(*tensor) : nullptr;
+}
+
+// [B, T, H, D]
+template <class T>
+Operand<T> operand(const Address<4>& tensor) {
+  return {pointer<T>(tensor), tensor[1], tensor[2], tensor[3], tensor[4]};
+}
+
+// [B, T, H], or absent
+template <class T>
+Operand<T> token_operand(const Optional<3>& tensor) {
+  if (!tensor) return {};
+  return {pointer<T>(*tensor), (*tensor)[1], (*tensor)[2], (*tensor)[3], 0};
+}
+
+// [B, H, D]
+template <class T>
+Operand<T> head_operand(const Address<3>& tensor) {
+  return {pointer<T>(tensor), tensor[1], 0, tensor[2], tensor[3]};
+}
 
 const Table* best_table() {
   for (const InstructionSet& set : instruction_sets())
@@ -70,27 +110,6 @@ const KernelSet<T>& kernels(const Sizes& size, const std::string& layout) {
   return small && size.all_heads() >= lanes->heads_per_group / 2 ? *lanes : *columns;
 }
 
-template <class T, class U>
-Operand<T> operand(const Array<U, 4>& array) {
-  return {array.data(), array.stride(0), array.stride(1), array.stride(2), array.stride(3)};
-}
-
-template <class T, class U>
-Operand<T> token_operand(const Optional<U, 3>& array) {
-  if (!array) return {};
-  return {array->data(), array->stride(0), array->stride(1), array->stride(2), 0};
-}
-
-template <class Maybe>
-auto pointer(const Maybe& array) -> decltype(array->data()) {
-  return array ? array->data() : nullptr;
-}
-
-template <class T>
-Sizes sizes(const Array<const T, 4>& k, const Array<const T, 4>& v) {
-  return {Index(k.shape(0)), Index(k.shape(1)), Index(k.shape(2)), Index(k.shape(3)), Index(v.shape(3))};
-}
-
 template <class Problem, class T>
 void run(const Kernel<Problem>& kernel, const KernelSet<T>& set, const Problem& problem, int threads) {
   const Index groups = (problem.size.all_heads() + set.heads_per_group - 1) / set.heads_per_group;
@@ -99,10 +118,10 @@ void run(const Kernel<Problem>& kernel, const KernelSet<T>& set, const Problem& 
 }
 
 template <class T>
-void linear_forward(Array<const T, 4> q, Array<const T, 4> k, Array<const T, 4> v, Array<T, 4> o, int threads,
-                    const std::string& layout) {
+void linear_forward(const Shape& shape, const Address<4>& q, const Address<4>& k, const Address<4>& v,
+                    const Address<4>& o, const std::string& layout, int threads) {
   LinearProblem<T> problem;
-  problem.size = sizes<T>(k, v);
+  problem.size = sizes(shape);
   problem.q = operand<const T>(q), problem.k = operand<const T>(k), problem.v = operand<const T>(v);
   problem.o = operand<T>(o);
   const KernelSet<T>& set = kernels<T>(problem.size, layout);
@@ -110,10 +129,11 @@ void linear_forward(Array<const T, 4> q, Array<const T, 4> k, Array<const T, 4> 
 }
 
 template <class T>
-void linear_backward(Array<const T, 4> q, Array<const T, 4> k, Array<const T, 4> v, Array<const T, 4> g,
-                     Array<T, 4> dq, Array<T, 4> dk, Array<T, 4> dv, int threads, const std::string& layout) {
+void linear_backward(const Shape& shape, const Address<4>& q, const Address<4>& k, const Address<4>& v,
+                     const Address<4>& g, const Address<4>& dq, const Address<4>& dk, const Address<4>& dv,
+                     const std::string& layout, int threads) {
   LinearProblem<T> problem;
-  problem.size = sizes<T>(k, v);
+  problem.size = sizes(shape);
   problem.q = operand<const T>(q), problem.k = operand<const T>(k), problem.v = operand<const T>(v);
   problem.g = operand<const T>(g);
   problem.dq = operand<T>(dq), problem.dk = operand<T>(dk), problem.dv = operand<T>(dv);
@@ -122,10 +142,10 @@ void linear_backward(Array<const T, 4> q, Array<const T, 4> k, Array<const T, 4>
 }
 
 template <class T>
-void softmax_forward(Array<const T, 4> q, Array<const T, 4> k, Array<const T, 4> v, Array<T, 4> o,
-                     Array<T, 4> normaliser, double scale, int threads) {
+void softmax_forward(const Shape& shape, const Address<4>& q, const Address<4>& k, const Address<4>& v,
+                     const Address<4>& o, const Address<4>& normaliser, double scale, int threads) {
   SoftmaxProblem<T> problem;
-  problem.size = sizes<T>(k, v), problem.scale = T(scale);
+  problem.size = sizes(shape), problem.scale = T(scale);
   problem.q = operand<const T>(q), problem.k = operand<const T>(k), problem.v = operand<const T>(v);
   problem.o = operand<T>(o), problem.normaliser = operand<T>(normaliser);
   const KernelSet<T>& set = kernels<T>(problem.size, "lanes");
@@ -133,10 +153,11 @@ void softmax_forward(Array<const T, 4> q, Array<const T, 4> k, Array<const T, 4>
 }
 
 template <class T>
-void softmax_backward(Array<const T, 4> q, Array<const T, 4> k, Array<const T, 4> v, Array<T, 4> normaliser,
-                      Array<const T, 4> g, Array<T, 4> dq, Array<T, 4> dk, Array<T, 4> dv, double scale, int threads) {
+void softmax_backward(const Shape& shape, const Address<4>& q, const Address<4>& k, const Address<4>& v,
+                      const Address<4>& normaliser, const Address<4>& g, const Address<4>& dq, const Address<4>& dk,
+                      const Address<4>& dv, double scale, int threads) {
   SoftmaxProblem<T> problem;
-  problem.size = sizes<T>(k, v), problem.scale = T(scale);
+  problem.size = sizes(shape), problem.scale = T(scale);
   problem.q = operand<const T>(q), problem.k = operand<const T>(k), problem.v = operand<const T>(v);
   problem.normaliser = operand<T>(normaliser), problem.g = operand<const T>(g);
   problem.dq = operand<T>(dq), problem.dk = operand<T>(dk), problem.dv = operand<T>(dv);
@@ -145,54 +166,82 @@ void softmax_backward(Array<const T, 4> q, Array<const T, 4> k, Array<const T, 4
 }
 
 template <class T>
-MesaProblem<T> mesa_problem(const Array<const T, 4>& q, const Array<const T, 4>& k, const Array<const T, 4>& v,
-                            const Array<const T, 4>& ridge, const Optional<const T, 3>& write,
-                            const Optional<const T, 3>& log_forget, const Optional<const T, 4>& matrix,
-                            const Optional<const T, 4>& association, bool constant, Array<T, 1>& saved) {
+MesaProblem<T> mesa_problem(const Shape& shape, const Address<4>& q, const Address<4>& k, const Address<4>& v,
+                            const Address<3>& ridge, const Optional<3>& write, const Optional<3>& log_forget,
+                            const Optional<4>& matrix, const Optional<4>& association, bool constant,
+                            const Optional<1>& saved) {
   MesaProblem<T> problem;
-  problem.size = sizes<T>(k, v);
+  problem.size = sizes(shape);
   problem.q = operand<const T>(q), problem.k = operand<const T>(k), problem.v = operand<const T>(v);
-  problem.ridge = operand<const T>(ridge);
+  problem.ridge = head_operand<const T>(ridge);
   problem.write = token_operand<const T>(write), problem.log_forget = token_operand<const T>(log_forget);
-  problem.constant = constant, problem.matrix = pointer(matrix), problem.association = pointer(association);
-  problem.saved = saved.shape(0) > 0 ? saved.data() : nullptr;
+  problem.constant = constant;
+  problem.matrix = pointer<const T>(matrix), problem.association = pointer<const T>(association);
+  problem.saved = pointer<T>(saved);
   return problem;
 }
 
+// The largest of each kind of evidence over all heads, NaN where one is; and the smallest and the largest ridge.
 template <class T>
-void mesa_forward(Array<const T, 4> q, Array<const T, 4> k, Array<const T, 4> v, Array<const T, 4> ridge,
-                  Optional<const T, 3> write, Optional<const T, 3> log_forget, Optional<const T, 4> matrix,
-                  Optional<const T, 4> association, bool constant, Array<T, 4> o, Array<T, 3> evidence,
-                  Array<T, 1> saved, Optional<T, 4> final_matrix, Optional<T, 4> final_association, int threads,
-                  const std::string& layout) {
-  MesaProblem<T> problem = mesa_problem<T>(q, k, v, ridge, write, log_forget, matrix, association, constant, saved);
-  problem.o = operand<T>(o);
-  problem.evidence = {evidence.data(), evidence.stride(0), 0, evidence.stride(1), evidence.stride(2)};
-  problem.final_matrix = pointer(final_matrix), problem.final_association = pointer(final_association);
-  const KernelSet<T>& set = kernels<T>(problem.size, layout);
-  run(set.mesa_forward, set, problem, threads);
+std::array<T, 5> summary(const MesaProblem<T>& problem) {
+  const Sizes& size = problem.size;
+  std::array<T, 5> found{0, 0, 0, std::numeric_limits<T>::infinity(), 0};
+  const Operand<T>& evidence = problem.evidence;
+  for (Index batch = 0; batch < size.batch; ++batch)
+    for (Index head = 0; head < size.heads; ++head)
+      for (Index i = 0; i < 3; ++i) {
+        const T value = evidence.data[batch * evidence.batch + head * evidence.head + i * evidence.dim];
+        if (value > found[i] || std::isnan(value)) found[i] = value;
+      }
+  // numbers that were only expanded are looked at once
+  const Operand<const T>& ridge = problem.ridge;
+  const auto different = [](Index stride, Index count) { return stride == 0 ? 1 : count; };
+  for (Index batch = 0; batch < different(ridge.batch, size.batch); ++batch)
+    for (Index head = 0; head < different(ridge.head, size.heads); ++head)
+      for (Index d = 0; d < different(ridge.dim, size.dim); ++d) {
+        const T value = ridge.data[batch * ridge.batch + head * ridge.head + d * ridge.dim];
+        found[3] = std::min(found[3], value), found[4] = std::max(found[4], value);
+      }
+  return found;
 }
 
 template <class T>
-void mesa_backward(Array<const T, 4> q, Array<const T, 4> k, Array<const T, 4> v, Array<const T, 4> ridge,
-                   Optional<const T, 3> write, Optional<const T, 3> log_forget, Optional<const T, 4> matrix,
-                   Optional<const T, 4> association, bool constant, Array<T, 1> saved, Array<const T, 4> g, Array<T, 4> dq,
-                   Array<T, 4> dk, Array<T, 4> dv, Array<T, 3> dridge, Optional<T, 3> dwrite, Optional<T, 3> penalty,
-                   Optional<T, 4> dassociation, Optional<T, 4> pairs, int threads, const std::string& layout) {
-  MesaProblem<T> problem = mesa_problem<T>(q, k, v, ridge, write, log_forget, matrix, association, constant, saved);
+std::array<T, 5> mesa_forward(const Shape& shape, const Address<4>& q, const Address<4>& k, const Address<4>& v,
+                              const Address<3>& ridge, const Optional<3>& write, const Optional<3>& log_forget,
+                              const Optional<4>& matrix, const Optional<4>& association, bool constant,
+                              const Address<4>& o, const Address<3>& evidence, const Optional<1>& saved,
+                              const Optional<4>& final_matrix, const Optional<4>& final_association,
+                              const std::string& layout, int threads) {
+  MesaProblem<T> problem =
+      mesa_problem<T>(shape, q, k, v, ridge, write, log_forget, matrix, association, constant, saved);
+  problem.o = operand<T>(o), problem.evidence = head_operand<T>(evidence);
+  problem.final_matrix = pointer<T>(final_matrix), problem.final_association = pointer<T>(final_association);
+  const KernelSet<T>& set = kernels<T>(problem.size, layout);
+  run(set.mesa_forward, set, problem, threads);
+  return summary(problem);
+}
+
+template <class T>
+void mesa_backward(const Shape& shape, const Address<4>& q, const Address<4>& k, const Address<4>& v,
+                   const Address<3>& ridge, const Optional<3>& write, const Optional<3>& log_forget,
+                   const Optional<4>& matrix, const Optional<4>& association, bool constant, const Optional<1>& saved,
+                   const Address<4>& g, const Address<4>& dq, const Address<4>& dk, const Address<4>& dv,
+                   const Optional<3>& dridge, const Optional<3>& dwrite, const Optional<3>& penalty,
+                   const Optional<4>& dassociation, const Optional<4>& pairs, const std::string& layout, int threads) {
+  MesaProblem<T> problem =
+      mesa_problem<T>(shape, q, k, v, ridge, write, log_forget, matrix, association, constant, saved);
   problem.g = operand<const T>(g);
   problem.dq = operand<T>(dq), problem.dk = operand<T>(dk), problem.dv = operand<T>(dv);
-  problem.dridge = dridge.data();
+  problem.dridge = pointer<T>(dridge);
   problem.dwrite = token_operand<T>(dwrite), problem.penalty = token_operand<T>(penalty);
-  problem.dassociation = pointer(dassociation);
-  problem.pairs = pointer(pairs);
+  problem.dassociation = pointer<T>(dassociation), problem.pairs = pointer<T>(pairs);
   const KernelSet<T>& set = kernels<T>(problem.size, layout);
   run(set.mesa_backward, set, problem, threads);
 }
 
 template <class T>
-Index mesa_saved_size(Index batch, Index time, Index heads, Index dim, Index dim_v, const std::string& layout) {
-  const Sizes size{batch, time, heads, dim, dim_v};
+Index mesa_saved_size(const Shape& shape, const std::string& layout) {
+  const Sizes size = sizes(shape);
   const KernelSet<T>& set = kernels<T>(size, layout);
   return (size.all_heads() + set.heads_per_group - 1) / set.heads_per_group * set.saved(size);
 }
@@ -208,18 +257,18 @@ nb::ndarray<nb::pytorch, T> recycled(const std::vector<std::size_t>& shape) {
 }
 
 template <class T>
-void define(nb::module_& module) {
-  module.def("linear_forward", &linear_forward<T>);
-  module.def("linear_backward", &linear_backward<T>);
-  module.def("softmax_forward", &softmax_forward<T>);
-  module.def("softmax_backward", &softmax_backward<T>);
-  const auto none = nb::arg().none();
-  // q, k, v, ridge, write, log_forget, matrix, association, constant, and then what is written
-  module.def("mesa_forward", &mesa_forward<T>, nb::arg(), nb::arg(), nb::arg(), nb::arg(), none, none, none, none,
-             nb::arg(), nb::arg(), nb::arg(), nb::arg(), none, none, nb::arg(), nb::arg());
-  module.def("mesa_backward", &mesa_backward<T>, nb::arg(), nb::arg(), nb::arg(), nb::arg(), none, none, none, none,
-             nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), none, none, none, none,
-             nb::arg(), nb::arg());
+void define(nb::module_& module, const std::string& number) {
+  const auto define = [&](const std::string& name, auto function, auto... arguments) {
+    module.def((name + "_" + number).c_str(), function, arguments...);
+  };
+  define("linear_forward", &linear_forward<T>);
+  define("linear_backward", &linear_backward<T>);
+  define("softmax_forward", &softmax_forward<T>);
+  define("softmax_backward", &softmax_backward<T>);
+  define("mesa_forward", &mesa_forward<T>);
+  define("mesa_backward", &mesa_backward<T>);
+  define("mesa_saved_size", &mesa_saved_size<T>);
+  define("recycled", &recycled<T>);
 }
 
 }  // namespace
@@ -227,13 +276,9 @@ void define(nb::module_& module) {
 
 NB_MODULE(_kernels, module) {
   using namespace mesascope;
-  define<float>(module);
-  define<double>(module);
-  module.def("mesa_saved_size_float", &mesa_saved_size<float>);
-  module.def("mesa_saved_size_double", &mesa_saved_size<double>);
+  define<float>(module, "float32");
+  define<double>(module, "float64");
   module.def("instruction_sets", &known_instruction_sets);
-  module.def("recycled_float", &recycled<float>);
-  module.def("recycled_double", &recycled<double>);
   module.def("instruction_set", &instruction_set);
   module.def("use_instruction_set", &use_instruction_set);
 }

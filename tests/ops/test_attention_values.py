@@ -139,3 +139,21 @@ def test_softmax_attention_of_long_sequences_continues_that_of_short_ones(genera
     torch.testing.assert_close(long[:, :128], short, rtol=1e-12, atol=1e-12)
     exact = ops.softmax_attention_map(q, k) @ v.transpose(1, 2)
     torch.testing.assert_close(long, exact.transpose(1, 2), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["linear", "softmax", "mesa"])
+def test_views_that_are_negated_when_read(name: str) -> None:
+    """The imaginary part of a conjugate says so in a bit: what lies in memory has the other sign."""
+    attention = FAST[name][0]
+    generator = torch.Generator().manual_seed(0)
+    plain = [torch.randn(2, 9, 4, 6, generator=generator, dtype=torch.float64) for _ in range(4)]
+    negated = [torch.complex(x, -x).conj().imag for x in plain]
+    ridge = [torch.full((4,), 0.7, dtype=torch.float64)] if name == "mesa" else []
+    results = []
+    for *operands, cotangent in (plain, negated):
+        leaves = [x.requires_grad_() for x in operands] if operands[0].is_leaf else operands
+        assert leaves[0].is_neg() == (leaves[0] is negated[0])
+        output = attention(*leaves, *ridge)
+        results.append([output, *torch.autograd.grad(output, leaves, cotangent)])
+    for found, expected in zip(results[1], results[0], strict=True):
+        assert torch.equal(found, expected)

@@ -5,7 +5,7 @@ The environment variable MESASCOPE_NATIVE=0 hides them, so that everything runs 
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import import_module
 from types import ModuleType
@@ -32,7 +32,7 @@ def native_kernels() -> ModuleType | None:
 
 def transforms() -> list[Any]:
     """Which transforms of torch.func, such as vmap and grad, the caller is inside of; none while it is compiled."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
         return []
     return [transform.key() for transform in torch._C._functorch.get_interpreter_stack() or ()]
 
@@ -45,16 +45,38 @@ def computable(*operands: Tensor) -> bool:
     first = operands[0]
     if any(transform != torch._C._functorch.TransformType.Vmap for transform in transforms()):
         return False
-    return first.dtype in (torch.float32, torch.float64) and all(
-        operand.device.type == "cpu" and operand.dtype == first.dtype and operand.numel() > 0 for operand in operands
-    )
+    return first.dtype in _SUFFIX and all(x.is_cpu and x.dtype == first.dtype and x.numel() > 0 for x in operands)
 
 
-def kernel_module() -> ModuleType:
-    """The compiled module for a caller that has asked whether there is one."""
-    module = native_kernels()
-    assert module is not None
-    return module
+Address = tuple[int, ...]
+"""Where a tensor is and how it is laid out: its address and its strides."""
+
+
+def kernel(name: str, dtype: torch.dtype) -> Callable[..., Any]:
+    """A function of the compiled module for numbers of a dtype, for a caller that has asked whether there is one.
+
+    It takes the sizes `[B, T, H, D, Dv]` and the `address` of each tensor, all of them of this dtype.
+    """
+    function: Callable[..., Any] = getattr(native_kernels(), name + _SUFFIX[dtype])
+    return function
+
+
+_SUFFIX = {torch.float32: "_float32", torch.float64: "_float64"}
+
+
+def address(tensor: Tensor) -> Address:
+    """What the kernels are told of a tensor, which the caller keeps until they have returned."""
+    return (tensor.data_ptr(), *tensor.stride())
+
+
+def optional_address(tensor: Tensor | None) -> Address | None:
+    """The same, or None."""
+    return None if tensor is None else address(tensor)
+
+
+def problem_shape(k: Tensor, v: Tensor) -> tuple[int, ...]:
+    """`[B, T, H, D, Dv]` of keys and values."""
+    return (*k.shape, v.shape[-1])
 
 
 _SMALLEST_RECYCLED = 2**20
@@ -69,7 +91,5 @@ def uninitialised(like: Tensor, shape: Sequence[int]) -> Tensor:
     """
     if math.prod(shape) * like.element_size() < _SMALLEST_RECYCLED:
         return like.new_empty(shape)
-    kernels = kernel_module()
-    make = kernels.recycled_float if like.dtype == torch.float32 else kernels.recycled_double
-    recycled: Tensor = make(shape)
+    recycled: Tensor = kernel("recycled", like.dtype)(shape)
     return recycled

@@ -5,12 +5,13 @@ dimension, and autocast computes them in float32.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mesascope.ops.kernels import kernel_module, uninitialised
+from mesascope.ops.kernels import address, kernel, problem_shape, uninitialised
 from mesascope.ops.operators import Operator, operator
 
 
@@ -18,29 +19,28 @@ from mesascope.ops.operators import Operator, operator
 def native_linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Causal linear attention, `[B, T, H, D] -> [B, T, H, Dv]`."""
     o = uninitialised(v, v.shape)
-    kernel_module().linear_forward(q, k, v, o, torch.get_num_threads(), "auto")
+    _run("linear_forward", (q, k, v, o), "auto")
     return o
 
 
 @operator("linear_attention_backward")
 def _linear_backward(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     gradients = _gradient_buffers(q, k, v)
-    kernel_module().linear_backward(q, k, v, g, *gradients, torch.get_num_threads(), "auto")
+    _run("linear_backward", (q, k, v, g, *gradients), "auto")
     return gradients
 
 
 @operator("softmax_attention")
 def _softmax(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     o, normaliser = uninitialised(v, v.shape), uninitialised(q, (*q.shape[:3], 2))
-    scale = 1 / math.sqrt(q.shape[-1])
-    kernel_module().softmax_forward(q, k, v, o, normaliser, scale, torch.get_num_threads())
+    _run("softmax_forward", (q, k, v, o, normaliser), 1 / math.sqrt(q.shape[-1]))
     return o, normaliser
 
 
 @operator("softmax_attention_backward")
 def _softmax_backward(q: Tensor, k: Tensor, v: Tensor, normaliser: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    gradients, scale = _gradient_buffers(q, k, v), 1 / math.sqrt(q.shape[-1])
-    kernel_module().softmax_backward(q, k, v, normaliser, g, *gradients, scale, torch.get_num_threads())
+    gradients = _gradient_buffers(q, k, v)
+    _run("softmax_backward", (q, k, v, normaliser, g, *gradients), 1 / math.sqrt(q.shape[-1]))
     return gradients
 
 
@@ -48,6 +48,11 @@ def native_softmax_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Causal softmax attention of short sequences, `[B, T, H, D] -> [B, T, H, Dv]`."""
     output: Tensor = _softmax(q, k, v)[0]
     return output
+
+
+def _run(name: str, tensors: Sequence[Tensor], option: str | float) -> None:
+    q, _, v, *_ = tensors
+    kernel(name, q.dtype)(problem_shape(q, v), *map(address, tensors), option, torch.get_num_threads())
 
 
 def _gradient_buffers(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:

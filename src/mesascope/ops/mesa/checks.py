@@ -36,13 +36,12 @@ class Operands:
     k: Tensor
     v: Tensor
     ridge: Tensor
-    log_forget: Tensor | None
-    write: Tensor | None
+    log_forget: Tensor | None = None
+    write: Tensor | None = None
 
     def named(self) -> dict[str, Tensor]:
         """All tensors by the names of the arguments."""
-        tensors = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return {name: tensor for name, tensor in tensors.items() if tensor is not None}
+        return {name: tensor for name, tensor in vars(self).items() if tensor is not None}
 
     def check_finite(self) -> None:
         """Raise `InputError` if q, k or v has a value that is NaN or infinite."""
@@ -74,18 +73,15 @@ def prepare(
             require(gate.shape == q.shape[:3], name, tuple(gate.shape), f"of shape [B, T, H] = {tuple(q.shape[:3])}")
     given = Operands(q, k, v, ridge, log_forget, write)
     _check_types(given)
-    dtype = compute_dtype(q.dtype)
-    operands = Operands(
-        q.to(dtype),
-        k.to(dtype),
-        v.to(dtype),
-        expand_ridge(ridge.to(dtype), batch, heads, d),
-        None if log_forget is None else log_forget.to(dtype),
-        None if write is None else write.to(dtype),
-    )
+    expanded = expand_ridge(ridge, batch, heads, d)
     if not tracing():
-        _check_values(operands)
-    return operands
+        _check_values(given)
+    given = Operands(q, k, v, expanded, log_forget, write)
+    dtype = compute_dtype(q.dtype)
+    # a view that is negated only when it is read is not what lies in memory
+    if all(operand.dtype == dtype and not operand.is_neg() for operand in given.named().values()):
+        return given
+    return Operands(**{name: operand.to(dtype).resolve_neg() for name, operand in given.named().items()})
 
 
 def check_regularizer(regularizer: str) -> None:
@@ -113,7 +109,7 @@ def expand_ridge(ridge: Tensor, batch: int, heads: int, d: int) -> Tensor:
     if diagonal or (len(shape) == 3 and _broadcasts(shape, (batch, heads, d))):
         return ridge.expand(batch, heads, d)
     if per_head:
-        return ridge.expand(batch, heads)[..., None].expand(batch, heads, d)
+        return ridge[..., None].expand(batch, heads, d)
     raise InputError(
         f"ridge: got shape {shape}, but it must be broadcastable to [B, H] = [{batch}, {heads}], or [H, D] = "
         f"[{heads}, {d}], or have three dimensions and be broadcastable to [B, H, D] = [{batch}, {heads}, {d}]"
@@ -150,7 +146,9 @@ def _broadcasts(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
 
 
 def _check_types(operands: Operands) -> None:
-    q = operands.q
+    q, *others = operands.named().values()
+    if q.is_floating_point() and all(x.dtype == q.dtype and x.device == q.device for x in others):
+        return
     require(q.is_floating_point(), "q", q.dtype, "a floating-point tensor")
     autocast = torch.is_autocast_enabled(q.device.type)
     for name, operand in operands.named().items():
@@ -165,20 +163,36 @@ def _check_types(operands: Operands) -> None:
 
 def without_copies(tensor: Tensor) -> Tensor:
     """A view of the same numbers in which dimensions that were only expanded have size 1."""
-    return tensor[tuple(slice(None) if stride else slice(1) for stride in tensor.stride())]
+    for dim, stride in enumerate(tensor.stride()):
+        if stride == 0:
+            tensor = tensor.narrow(dim, 0, 1)
+    return tensor
 
 
 def _check_values(operands: Operands) -> None:
-    given = {name: tensor for name, tensor in operands.named().items() if name not in _LARGE and tensor.numel()}
-    small = {name: without_copies(tensor.detach()) for name, tensor in given.items()}
-    # written so that NaN is refused as well
-    if "ridge" in small and not (smallest := float(small["ridge"].min())) > 0:
-        raise InputError(f"ridge: got a smallest value of {smallest:.3g}, but it must be greater than 0")
-    if "write" in small and not (smallest := float(small["write"].min())) >= 0:
-        raise InputError(f"write: got a smallest value of {smallest:.3g}, but it must be at least 0")
-    if "log_forget" in small and not (largest := float(small["log_forget"].max())) <= 0:
-        raise InputError(f"log_forget: got a largest value of {largest:.3g}, but it must be at most 0")
-    check_finite(small)
+    for name, tensor in (("ridge", operands.ridge), ("write", operands.write), ("log_forget", operands.log_forget)):
+        if tensor is None or not tensor.numel():
+            continue
+        low, high = extremes(tensor)
+        # written so that NaN is refused as well
+        if name == "ridge" and not low > 0:
+            raise InputError(f"ridge: got a smallest value of {low:.3g}, but it must be greater than 0")
+        if name == "write" and not low >= 0:
+            raise InputError(f"write: got a smallest value of {low:.3g}, but it must be at least 0")
+        if name == "log_forget" and not high <= 0:
+            raise InputError(f"log_forget: got a largest value of {high:.3g}, but it must be at most 0")
+        _require_finite(name, low, high)
+
+
+def extremes(tensor: Tensor) -> tuple[float, float]:
+    """The smallest and the largest number, both NaN if one is."""
+    low, high = torch.aminmax(without_copies(tensor.detach()))
+    return low.item(), high.item()
+
+
+def _require_finite(name: str, low: float, high: float) -> None:
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise InputError(f"{name}: got values from {low:.3g} to {high:.3g}, but all of them must be finite")
 
 
 def check_finite(tensors: dict[str, Tensor]) -> None:
@@ -189,6 +203,4 @@ def check_finite(tensors: dict[str, Tensor]) -> None:
     # a finite sum has finite terms only, and is the cheapest thing to ask; one that is not finite may have overflowed
     if not math.isfinite(sum(tensor.sum() for tensor in present.values())):
         for name, tensor in present.items():
-            low, high = (float(value) for value in torch.aminmax(tensor))
-            if not (math.isfinite(low) and math.isfinite(high)):
-                raise InputError(f"{name}: got values from {low:.3g} to {high:.3g}, but all of them must be finite")
+            _require_finite(name, *extremes(tensor))

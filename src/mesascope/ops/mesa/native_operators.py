@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mesascope.ops.kernels import kernel_module, uninitialised
+from mesascope.ops.kernels import address, kernel, optional_address, problem_shape, uninitialised
 
 _LAYOUT = "auto"
 
@@ -23,8 +23,8 @@ class Inputs(NamedTuple):
         v: `[B, T, H, Dv]`.
         ridge: `[B, H, D]`.
         write, log_forget: `[B, T, H]` or None.
-        matrix: H_0^-1, or C_0 if `constant`, `[B, H, D, D]`; or None.
-        association: G_0, `[B, H, Dv, D]`, or None.
+        matrix: H_0^-1, or C_0 if `constant`, `[B, H, D, D]`, contiguous; or None.
+        association: G_0, `[B, H, Dv, D]`, contiguous; or None.
         constant: whether the ridge is not forgotten.
     """
 
@@ -40,25 +40,44 @@ class Inputs(NamedTuple):
 
     def arguments(self) -> tuple[Any, ...]:
         """In the order of the kernels."""
-        starts = (None if start is None else start.contiguous() for start in (self.matrix, self.association))
-        return (self.q, self.k, self.v, self.ridge[:, None], self.write, self.log_forget, *starts, self.constant)
+        q, k, v, ridge, *optional, constant = self
+        operands = (address(q), address(k), address(v), address(ridge), *map(optional_address, optional))
+        return (problem_shape(k, v), *operands, constant)
+
+
+class Summary(NamedTuple):
+    """Of all heads together.
+
+    Attributes:
+        total, largest: the largest sum and the maximum over time of write |k|^2.
+        zero: 0, or NaN unless q, k, v are finite.
+        smallest_ridge, largest_ridge: over all coordinates.
+    """
+
+    total: float
+    largest: float
+    zero: float
+    smallest_ridge: float
+    largest_ridge: float
 
 
 class Results(NamedTuple):
-    """What the forward kernel writes.
+    """What the forward kernel writes and returns.
 
     Attributes:
         o: `[B, T, H, Dv]`.
         evidence: `[B, H, 3]`: the sum and the maximum over time of write |k|^2, and 0; NaN unless q, k, v are finite.
-        saved: what the backward kernel needs.
+        summary: the largest of them.
+        saved: what the backward kernel needs, or None.
         matrix, association: the final H_T^-1, or C_T if `constant`, and G_T; None unless asked for.
     """
 
     o: Tensor
     evidence: Tensor
-    saved: Tensor
-    matrix: Tensor | None = None
-    association: Tensor | None = None
+    summary: Summary
+    saved: Tensor | None
+    matrix: Tensor | None
+    association: Tensor | None
 
 
 def mesa_forward(inputs: Inputs, *, final: bool) -> Results:
@@ -66,25 +85,24 @@ def mesa_forward(inputs: Inputs, *, final: bool) -> Results:
     return _run(inputs, save=False, final=final)
 
 
-def differentiable_mesa_forward(inputs: Inputs) -> tuple[Tensor, Tensor]:
-    """`o` and `evidence`, the former differentiable once."""
-    o, evidence, _ = _MesaAttention.apply(*inputs)  # type: ignore[no-untyped-call]
-    return o, evidence
+def differentiable_mesa_forward(inputs: Inputs) -> tuple[Tensor, Tensor, Summary]:
+    """`o`, differentiable once, `evidence` and `summary`."""
+    o, evidence, summary = _MesaAttention.apply(*inputs)  # type: ignore[no-untyped-call]
+    return o, evidence, summary
 
 
 def _run(inputs: Inputs, *, save: bool, final: bool) -> Results:
-    k, v, kernels = inputs.k, inputs.v, kernel_module()
-    (batch, time, heads, d), d_v = k.shape, v.shape[-1]
-    saved_size = kernels.mesa_saved_size_float if k.dtype == torch.float32 else kernels.mesa_saved_size_double
-    results = Results(
-        uninitialised(v, v.shape),
-        k.new_empty(batch, heads, 3),
-        uninitialised(k, (saved_size(batch, time, heads, d, d_v, _LAYOUT) if save else 0,)),
+    k, v = inputs.k, inputs.v
+    batch, _, heads, d, d_v = shape = problem_shape(k, v)
+    o, evidence = uninitialised(v, v.shape), k.new_empty(batch, heads, 3)
+    optional = (
+        uninitialised(k, (kernel("mesa_saved_size", k.dtype)(shape, _LAYOUT),)) if save else None,
         k.new_empty(batch, heads, d, d) if final else None,
         k.new_empty(batch, heads, d_v, d) if final else None,
     )
-    kernels.mesa_forward(*inputs.arguments(), *results, torch.get_num_threads(), _LAYOUT)
-    return results
+    results = (address(o), address(evidence), *map(optional_address, optional))
+    summary = kernel("mesa_forward", k.dtype)(*inputs.arguments(), *results, _LAYOUT, torch.get_num_threads())
+    return Results(o, evidence, Summary(*summary), *optional)
 
 
 class _Gradients(NamedTuple):
@@ -120,31 +138,31 @@ def _run_backward(inputs: Inputs, saved: Tensor, g: Tensor) -> _Gradients:
         None if association is None else k.new_empty(association.shape),
         None if matrix is None else k.new_empty(matrix.shape),
     )
-    kernel_module().mesa_backward(*inputs.arguments(), saved, g, *gradients, torch.get_num_threads(), _LAYOUT)
+    addresses = map(optional_address, gradients)
+    run = kernel("mesa_backward", k.dtype)
+    run(*inputs.arguments(), address(saved), address(g), *addresses, _LAYOUT, torch.get_num_threads())
     return gradients
 
 
 class _MesaAttention(torch.autograd.Function):
+    # not with `setup_context`, for which every call inspects the signature: torch.func cannot use the kernels anyway
     @staticmethod
-    def forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        return _run(Inputs(*inputs), save=True, final=False)[:3]
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Summary]:
+        o, evidence, summary, saved, *_ = _run(Inputs(*inputs), save=True, final=False)
         *tensors, ctx.constant = inputs
-        o, evidence, saved = output
-        ctx.mark_non_differentiable(evidence, saved)
-        # or the backward pass gets zeros of the size of `saved`
+        ctx.mark_non_differentiable(evidence)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors, saved, o)
+        return o, evidence, summary
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, g: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if g is None:
             return (None,) * len(Inputs._fields)
         q, k, v, ridge, write, log_forget, matrix, association, saved, o = ctx.saved_tensors
         inputs = Inputs(q, k, v, ridge, write, log_forget, matrix, association, ctx.constant)
+        g = g.resolve_neg()
         found = _run_backward(inputs, saved, g)
         dforget = None if inputs.log_forget is None else _forget_gradient(inputs, found, o, g)
         dmatrix = None if inputs.matrix is None else _matrix_gradient(inputs, found)
