@@ -438,7 +438,7 @@ struct MesaForward {
 };
 
 // With g = dL/do: first forward in time w_t = H_t^-1 G_t^T g_t = dq_t, then backward in time with the sums over the
-// future P of m g q~^T and S of m (w q~^T + q~ w^T), where q~ = H^-1 q (one more solve, and three linear attentions):
+// future P of m g q~^T and S of m (w q~^T + q~ w^T), where q~ = H^-1 q:
 //
 //     dv_i = write_i P_i k_i,     dk_i = write_i [P_i^T v_i - S_i k_i]
 template <class Layout>
@@ -546,6 +546,7 @@ struct MesaBackward {
       const Element difference = factor.data[i * factor.rows + i];  // u - 1 / u
       inverse_diagonal[i] = T(2) / (difference + square_root<T>(Element(difference * difference + T(4))));
     }
+    for (Index i = n; i < chunk; ++i) inverse_diagonal[i] = Element{};
     if (!empty) multiply_transposed<Layout>(innovations, keys, keys_t, constant(weights), n, dim, dim_v, out_v_t);
     subtract(innovations, values, empty, n, dim_v);
     solve_transposed<Layout>(constant(factor), inverse_diagonal, innovations, dim_v);

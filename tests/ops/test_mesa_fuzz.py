@@ -20,7 +20,7 @@ NOTHING = 1e-12
 """Results are compared with what they are or with this, if they are smaller: forgetting makes them underflow."""
 
 LARGEST_GAIN = {torch.float32: 32.0, torch.float64: 1e5}
-"""|k|^2 write / ridge of one token above which a backend may not compute in this dtype."""
+"""The |k|^2 write / ridge of one token that errors of gradients may be proportional to, at most."""
 
 
 def condition(operands: Operands) -> float:

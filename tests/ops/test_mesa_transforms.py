@@ -116,8 +116,17 @@ def test_forward_mode_is_refused_rather_than_wrong() -> None:
     operands = draw(Case((1, 4, 1, 2, 1)))
     with torch.autograd.forward_ad.dual_level():
         keys = torch.autograd.forward_ad.make_dual(operands.k, operands.k)
+        for backend in ("auto", "chunked"):
+            with pytest.raises(RuntimeError, match="jvp"):
+                mesa_attention(operands.q, keys, operands.v, operands.ridge, backend=backend)
         with pytest.raises(RuntimeError, match="jvp"):
-            mesa_attention(operands.q, keys, operands.v, operands.ridge, backend="chunked")
+            linear_attention(operands.q, keys, operands.v)
+        tangent = torch.autograd.forward_ad.unpack_dual(softmax_attention(operands.q, keys, operands.v)).tangent
+    scaled = torch.ones((), dtype=torch.float64, requires_grad=True)
+    output = softmax_attention(operands.q, scaled * operands.k, operands.v)
+    for index in range(output.numel()):
+        (slope,) = torch.autograd.grad(output.flatten()[index], scaled, retain_graph=True)
+        assert slope == pytest.approx(float(tangent.flatten()[index]), abs=1e-12)
 
 
 COMPILING = """

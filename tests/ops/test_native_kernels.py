@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from mesascope.ops import linear_attention, mesa_attention, softmax_attention
+from mesascope.ops import linear_attention, mesa_attention, native, softmax_attention
 from mesascope.ops.kernels import native_kernels, uninitialised
 from mesascope.ops.linear import linear_attention_product
 from mesascope.ops.mesa import native_operators
@@ -45,6 +45,14 @@ def test_the_best_instruction_set_is_chosen_and_none_that_the_processor_lacks() 
             with pytest.raises(ValueError, match=f"instruction set: .*{name}"):
                 KERNELS.use_instruction_set(name)
             assert KERNELS.instruction_set() == before
+
+
+def test_operators_refuse_tensors_of_several_dtypes() -> None:
+    q, v = torch.randn(2, 5, 3, 4, dtype=torch.float64), torch.randn(2, 5, 3, 4)
+    with pytest.raises(TypeError, match=r"linear_forward: got tensors of .*float32.* all must be of one dtype"):
+        native.native_linear_attention(q, q, v)
+    with pytest.raises(TypeError, match=r"softmax_forward: got tensors of .*float32.* all must be of one dtype"):
+        native.native_softmax_attention(q, q, v)
 
 
 @pytest.mark.parametrize("layout", ["lanes", "columns"])

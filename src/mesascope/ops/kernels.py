@@ -40,10 +40,13 @@ def transforms() -> list[Any]:
 def computable(*operands: Tensor) -> bool:
     """Whether the kernels take these operands: on the CPU, all float32 or all float64, none of them empty.
 
-    torch.vmap may map them, but torch.func.grad and its kin cannot differentiate operators.
+    torch.vmap may map them, but torch.func.grad and its kin cannot differentiate operators, and forward mode would lose
+    its tangents without an error.
     """
     first = operands[0]
-    if any(transform != torch._C._functorch.TransformType.Vmap for transform in transforms()):
+    if torch.autograd.forward_ad._current_level >= 0 or any(
+        transform != torch._C._functorch.TransformType.Vmap for transform in transforms()
+    ):
         return False
     return first.dtype in _SUFFIX and all(x.is_cpu and x.dtype == first.dtype and x.numel() > 0 for x in operands)
 

@@ -52,6 +52,8 @@ def native_softmax_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def _run(name: str, tensors: Sequence[Tensor], option: str | float) -> None:
     q, _, v, *_ = tensors
+    if any(tensor.dtype != q.dtype for tensor in tensors):
+        raise TypeError(f"{name}: got tensors of {[tensor.dtype for tensor in tensors]}, but all must be of one dtype")
     kernel(name, q.dtype)(problem_shape(q, v), *map(address, tensors), option, torch.get_num_threads())
 
 

@@ -78,10 +78,9 @@ def prepare(
         _check_values(given)
     given = Operands(q, k, v, expanded, log_forget, write)
     dtype = compute_dtype(q.dtype)
-    # a view that is negated only when it is read is not what lies in memory
-    if all(operand.dtype == dtype and not operand.is_neg() for operand in given.named().values()):
+    if all(operand.dtype == dtype for operand in given.named().values()):
         return given
-    return Operands(**{name: operand.to(dtype).resolve_neg() for name, operand in given.named().items()})
+    return Operands(**{name: operand.to(dtype) for name, operand in given.named().items()})
 
 
 def check_regularizer(regularizer: str) -> None:
