@@ -112,6 +112,7 @@ constexpr bool triangular(const Summand<part, negative, Element>*) {
 // A function of its own, whatever it is called from: the registers of a tile are all there are.
 template <class Layout, Into into, Part c_part, int N, class Element, class... Summands>
 [[gnu::noinline]] void product_columns(View<Element> c, Index rows, Index column, Summands... summands) {
+  // of a C one register wide no tile lies outside of its part
   constexpr bool steps = (c_part != Part::all && N > 1) || (triangular(static_cast<const Summands*>(nullptr)) || ...);
   constexpr int most = steps ? tile_rows : rows_of_tile(N);
   Index row = 0;

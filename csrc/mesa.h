@@ -91,6 +91,7 @@ struct Gates {
   Element at(const View<Element>& column, Index t) const { return column.data[t * column.rows]; }
   Element& at(View<Element>& column, Index t) { return column.data[t * column.rows]; }
   Element factor(Index t) const { return at(write, t) / at(decay, t); }
+  Element root(Index t) const { return square_root<T>(factor(t)); }
   Element growth(Index t) const { return any ? Element(T(1) / at(decay, t)) : Element{} + T(1); }
 
  private:
@@ -119,6 +120,16 @@ inline void scaled_rows(View<Element> to, View<const Element> from, Index rows, 
 template <class Layout, class Element>
 inline void scale(View<Element> matrix, Element factor, Index rows, Index columns) {
   scaled_rows<Layout>(matrix, constant(matrix), rows, columns, [&](Index) { return factor; });
+}
+
+// Rows of a chunk times the roots of their factors, with zeros up to a whole chunk like `rows_to_read`
+template <class Layout, class Element>
+inline View<const Element> effective_rows(View<const Element> rows, const Gates<Layout>& gates, Index n, Index columns,
+                                          View<Element> buffer) {
+  if (!gates.any) return rows;
+  clear<Layout>(buffer, n, Layout::chunk);
+  scaled_rows<Layout>(buffer, rows, n, columns, [&](Index t) { return gates.root(t); });
+  return constant(buffer);
 }
 
 template <class Layout, class Element>
@@ -417,16 +428,11 @@ struct MesaForward {
     inverse.multiply(solved, q, n, dim, minus<Part::lower>(constant(scores.transposed()), constant(gains), n));
     solve_upper<Layout>(constant(gram), inverse_diagonal, scores, n);
     if (gates.any)
-      scaled_rows<Layout>(scores, constant(scores), n, n, [this](Index t) { return square_root<T>(gates.factor(t)); });
+      scaled_rows<Layout>(scores, constant(scores), n, n, [this](Index t) { return gates.root(t); });
   }
 
   void find_gains(Index n, Index dim) {
-    View<const Element> keys = k;
-    if (gates.any) {
-      clear<Layout>(key, n, chunk);
-      scaled_rows<Layout>(key, k, n, dim, [this](Index t) { return square_root<T>(gates.factor(t)); });
-      keys = constant(key);
-    }
+    const auto keys = effective_rows<Layout>(k, gates, n, dim, key);
     clear<Layout>(gains, n, chunk);
     inverse.multiply(gains, keys, n, dim);
     const auto keys_t = transposed<Layout>(keys, chunk, dim, scratch);
@@ -533,13 +539,8 @@ struct MesaBackward {
   // Y K^T = U - U^-T.
   void regress(View<Element> solved, View<const Element> gains, Index n, Index dim, Index dim_v, bool empty,
                bool last) {
-    View<const Element> keys = rows.k, values = rows.v;
-    if (gates.any) {
-      const auto root = [this](Index t) { return square_root<T>(gates.factor(t)); };
-      scaled_rows<Layout>(key, keys, n, dim, root), scaled_rows<Layout>(value, values, n, dim_v, root);
-      clear<Layout>(key, n, chunk), clear<Layout>(value, n, chunk);
-      keys = constant(key), values = constant(value);
-    }
+    const auto keys = effective_rows<Layout>(rows.k, gates, n, dim, key);
+    const auto values = effective_rows<Layout>(rows.v, gates, n, dim_v, value);
     const auto keys_t = transposed<Layout>(keys, chunk, dim, scratch);
     product<Layout, Into::assign, Part::upper>(factor, n, n, plus(gains, keys_t, dim));
     for (Index i = 0; i < n; ++i) {
@@ -547,8 +548,12 @@ struct MesaBackward {
       inverse_diagonal[i] = T(2) / (difference + square_root<T>(Element(difference * difference + T(4))));
     }
     for (Index i = n; i < chunk; ++i) inverse_diagonal[i] = Element{};
-    if (!empty) multiply_transposed<Layout>(innovations, keys, keys_t, constant(weights), n, dim, dim_v, out_v_t);
-    subtract(innovations, values, empty, n, dim_v);
+    if (empty) {
+      clear<Layout>(innovations, 0, n);
+    } else {
+      multiply_transposed<Layout>(innovations, keys, keys_t, constant(weights), n, dim, dim_v, out_v_t);
+    }
+    subtract_from(innovations, values, n, dim_v);
     solve_transposed<Layout>(constant(factor), inverse_diagonal, innovations, dim_v);
     const auto innovations_t = transposed<Layout>(constant(innovations), chunk, dim_v, scratch_v);
     product<Layout, Into::assign, Part::lower>(scores, n, n, plus(rows.g, innovations_t, dim_v));
@@ -557,14 +562,14 @@ struct MesaBackward {
     if (!last) product<Layout, Into::add>(weights, dim_v, dim, plus(constant(innovations).transposed(), gains, n));
   }
 
-  // x <- values - x, where there is an x
-  static void subtract(View<Element> x, View<const Element> values, bool empty, Index n, Index columns) {
+  // predictions <- values - predictions
+  static void subtract_from(View<Element> predictions, View<const Element> values, Index n, Index columns) {
     using Vector = typename Layout::Vector;
-    for (Index t = 0; t < n; ++t)
-      for (Index d = 0; d < columns; d += Layout::width) {
-        const Vector value = load<Vector>(values.data + t * values.rows + d);
-        store(x.data + t * x.rows + d, empty ? value : Vector(value - load<Vector>(x.data + t * x.rows + d)));
-      }
+    for (Index t = 0; t < n; ++t) {
+      Element* to = predictions.data + t * predictions.rows;
+      for (Index d = 0; d < columns; d += Layout::width)
+        store(to + d, Vector(load<Vector>(values.data + t * values.rows + d) - load<Vector>(to + d)));
+    }
   }
 
   // the same where the ridge is not forgotten, token by token for G_t^T g_t

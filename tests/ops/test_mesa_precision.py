@@ -124,14 +124,29 @@ def test_chunks_end_before_they_decay(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.skipif(not native_available(), reason="decided for compiled kernels only")
-def test_large_gains_are_computed_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the largest gain of the native kernels is for: beyond it float32 would lose the promised digits."""
-    for ridge, needed in ((0.005, False), (0.001, True)):
-        operands = normalised(Case((1, 50, HEADS, 64, 64)), ridge)
-        assert errors(operands, "native")["k"] <= 1e-4
+@pytest.mark.parametrize(
+    ("gates", "limit", "operand", "within", "beyond"),
+    [
+        ("plain", native._LARGEST_GAIN, "k", 0.005, 0.001),
+        ("forget", native._LARGEST_GATED_GAIN, "log_forget", 0.5, 0.01),
+    ],
+    ids=["plain", "forget"],
+)
+def test_large_gains_are_computed_in_float64(
+    gates: str,
+    limit: dict[torch.dtype, float],
+    operand: str,
+    within: float,
+    beyond: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What the largest gains of the native kernels are for: beyond them float32 would lose the promised digits."""
+    for ridge, needed in ((within, False), (beyond, True)):
+        operands = normalised(Case((1, 50, HEADS, 64, 64), gates=gates), ridge)
+        assert errors(operands, "native")[operand] <= 1e-4
         with monkeypatch.context() as patch:
-            patch.setitem(native._LARGEST_GAIN, torch.float32, math.inf)
-            assert (errors(operands, "native")["k"] > 1e-4) == needed
+            patch.setitem(limit, torch.float32, math.inf)
+            assert (errors(operands, "native")[operand] > 1e-4) == needed
 
 
 @pytest.mark.parametrize("backend", FAST)

@@ -37,6 +37,10 @@ def transforms() -> list[Any]:
     return [transform.key() for transform in torch._C._functorch.get_interpreter_stack() or ()]
 
 
+_SUFFIX = {torch.float32: "_float32", torch.float64: "_float64"}
+"""The dtypes that there are kernels for, and what the names of these end with."""
+
+
 def computable(*operands: Tensor) -> bool:
     """Whether the kernels take these operands: on the CPU, all float32 or all float64, none of them empty.
 
@@ -62,9 +66,6 @@ def kernel(name: str, dtype: torch.dtype) -> Callable[..., Any]:
     """
     function: Callable[..., Any] = getattr(native_kernels(), name + _SUFFIX[dtype])
     return function
-
-
-_SUFFIX = {torch.float32: "_float32", torch.float64: "_float64"}
 
 
 def address(tensor: Tensor) -> Address:

@@ -44,7 +44,7 @@ its promise. In float32 the largest error, of the gradient of the values, is 2e-
 `test_large_gains_are_computed_in_float64`."""
 
 _LARGEST_GATED_GAIN = {torch.float32: 32.0, torch.float64: 1e5}
-"""The same with gates: the gradient of log_forget, a sum of terms of both signs, has an error of 1.5e-4 at 100."""
+"""The same with gates: the gradient of log_forget, a sum of terms of both signs, has an error above 1e-4 at 100."""
 
 
 @dataclass(frozen=True)
