@@ -44,10 +44,11 @@ struct Group {
   }
 };
 
-// rows time .. time + count of an operand into a matrix
+// rows time .. time + count of an operand into a matrix; a function of its own, for the addresses of the rows to stay in
+// registers
 template <class Layout, class T, class Element>
-inline void load_rows(View<Element> to, const Operand<const T>& from, const Group<Layout>& group, Index time,
-                      Index count, Index dim) {
+[[gnu::noinline]] void load_rows(View<Element> to, const Operand<const T>& from, const Group<Layout>& group,
+                                 Index time, Index count, Index dim) {
   if constexpr (Layout::heads == 1) {
     for (Index t = 0; t < count; ++t) {
       const T* row = group.at(from, 0, time + t);
@@ -64,23 +65,23 @@ inline void load_rows(View<Element> to, const Operand<const T>& from, const Grou
     for (int lane = 0; lane < lanes; ++lane) row[lane] = group.at(from, lane, time);
     for (Index t = 0; t < count; ++t) {
       T* destination = reinterpret_cast<T*>(to.data + t * to.rows);
+      const Index offset = t * from.time;
       Index d = 0;
       if constexpr (lanes % 4 == 0)
         if (from.dim == 1)
           for (; d + 4 <= dim; d += 4) {
             Element quads[4];
-            gather_quads<T, lanes>(quads, row, d);
+            gather_quads<T, lanes>(quads, row, offset + d);
             for (int i = 0; i < 4; ++i) to.data[t * to.rows + d + i] = quads[i];
           }
       for (; d < dim; ++d)
-        for (int lane = 0; lane < lanes; ++lane) destination[d * lanes + lane] = row[lane][d * from.dim];
-      for (int lane = 0; lane < lanes; ++lane) row[lane] += from.time;
+        for (int lane = 0; lane < lanes; ++lane) destination[d * lanes + lane] = row[lane][offset + d * from.dim];
     }
   }
 }
 
 template <class Layout, class T, class Element>
-inline void store_rows(const Operand<T>& to, View<const Element> from, const Group<Layout>& group, Index time,
+[[gnu::noinline]] void store_rows(const Operand<T>& to, View<const Element> from, const Group<Layout>& group, Index time,
                        Index count, Index dim) {
   if constexpr (Layout::heads == 1) {
     for (Index t = 0; t < count; ++t) {
@@ -98,13 +99,13 @@ inline void store_rows(const Operand<T>& to, View<const Element> from, const Gro
     for (int lane = 0; lane < lanes; ++lane) row[lane] = group.at(to, lane, time);
     for (Index t = 0; t < count; ++t) {
       const T* source = reinterpret_cast<const T*>(from.data + t * from.rows);
+      const Index offset = t * to.time;
       Index d = 0;
       if constexpr (lanes % 4 == 0)
         if (to.dim == 1 && group.count == lanes)
-          for (; d + 4 <= dim; d += 4) scatter_quads<T, lanes>(row, d, from.data + t * from.rows + d);
+          for (; d + 4 <= dim; d += 4) scatter_quads<T, lanes>(row, offset + d, from.data + t * from.rows + d);
       for (; d < dim; ++d)
-        for (int lane = 0; lane < group.count; ++lane) row[lane][d * to.dim] = source[d * lanes + lane];
-      for (int lane = 0; lane < lanes; ++lane) row[lane] += to.time;
+        for (int lane = 0; lane < group.count; ++lane) row[lane][offset + d * to.dim] = source[d * lanes + lane];
     }
   }
 }

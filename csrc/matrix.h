@@ -99,8 +99,9 @@ template <class Layout, Into into, Part c_part, int R, int N, class Element, cla
 
 // Rows of a tile n registers wide: fewer registers, more rows. Sixteen rows have more addresses than there are
 // registers.
+template <class Layout>
 constexpr int rows_of_tile(int n) {
-  const int fitting = tile_rows * tile_columns / (n == 3 ? 4 : n);
+  const int fitting = Layout::tile.rows * Layout::tile.columns / (n == 3 ? 4 : n);
   return fitting < 8 ? fitting : 8;
 }
 
@@ -114,12 +115,14 @@ template <class Layout, Into into, Part c_part, int N, class Element, class... S
 [[gnu::noinline]] void product_columns(View<Element> c, Index rows, Index column, Summands... summands) {
   // of a C one register wide no tile lies outside of its part
   constexpr bool steps = (c_part != Part::all && N > 1) || (triangular(static_cast<const Summands*>(nullptr)) || ...);
-  constexpr int most = steps ? tile_rows : rows_of_tile(N);
+  constexpr int most = steps ? Layout::tile.rows : rows_of_tile<Layout>(N);
   Index row = 0;
-  for (; row + most <= rows; row += most) product_tile<Layout, into, c_part, most, N>(c, row, column, summands...);
-  if constexpr (most > tile_rows)
-    for (; row + tile_rows <= rows; row += tile_rows)
-      product_tile<Layout, into, c_part, tile_rows, N>(c, row, column, summands...);
+  // a row alone loads as much as two: three and one are taken as two and two
+  const Index wide = most == 3 && rows > 3 && rows % 3 == 1 ? rows - 3 : rows;
+  for (; row + most <= wide; row += most) product_tile<Layout, into, c_part, most, N>(c, row, column, summands...);
+  if constexpr (most > Layout::tile.rows)
+    for (; row + Layout::tile.rows <= rows; row += Layout::tile.rows)
+      product_tile<Layout, into, c_part, Layout::tile.rows, N>(c, row, column, summands...);
   for (; row + 2 <= rows; row += 2) product_tile<Layout, into, c_part, 2, N>(c, row, column, summands...);
   for (; row < rows; ++row) product_tile<Layout, into, c_part, 1, N>(c, row, column, summands...);
 }
@@ -131,8 +134,8 @@ inline void product(View<Element> c, Index rows, Index columns, Summands... summ
   constexpr Index width = Layout::width;
   const Index end = (columns + width - 1) / width * width;
   Index column = 0;
-  for (; column + tile_columns * width <= end; column += tile_columns * width)
-    product_columns<Layout, into, c_part, tile_columns>(c, rows, column, summands...);
+  for (; column + Layout::tile.columns * width <= end; column += Layout::tile.columns * width)
+    product_columns<Layout, into, c_part, Layout::tile.columns>(c, rows, column, summands...);
   for (; column + 2 * width <= end; column += 2 * width)
     product_columns<Layout, into, c_part, 2>(c, rows, column, summands...);
   for (; column < end; column += width) product_columns<Layout, into, c_part, 1>(c, rows, column, summands...);
@@ -212,16 +215,9 @@ template <class T, int lanes>
   for (int j = 0; j < 4; ++j) m[j] = from[j];
   transpose_blocks(m, std::make_integer_sequence<int, lanes>());
   for (int i = 0; i < 4; ++i) {
-    if constexpr (lanes == 4) {
-      store(to[i] + offset, m[i]);
-    } else {
-      store(to[i] + offset, Quad(__builtin_shufflevector(m[i], m[i], 0, 1, 2, 3)));
-      store(to[4 + i] + offset, Quad(__builtin_shufflevector(m[i], m[i], 4, 5, 6, 7)));
-      if constexpr (lanes == 16) {
-        store(to[8 + i] + offset, Quad(__builtin_shufflevector(m[i], m[i], 8, 9, 10, 11)));
-        store(to[12 + i] + offset, Quad(__builtin_shufflevector(m[i], m[i], 12, 13, 14, 15)));
-      }
-    }
+    Quad blocks[lanes / 4];  // that compilers store without shuffling
+    std::memcpy(blocks, &m[i], sizeof(blocks));
+    for (int block = 0; block < lanes / 4; ++block) store(to[4 * block + i] + offset, blocks[block]);
   }
 }
 
@@ -281,7 +277,7 @@ inline void mirror(View<Element> matrix, Index size) {
 // Rows first .. last of a symmetric sum in tiles N registers wide from `column` on.
 template <class Layout, int N, class Element, class... Summands>
 [[gnu::noinline]] void symmetric_tiles(View<Element> c, Index first, Index last, Index column, Summands... summands) {
-  constexpr int rows = rows_of_tile(N);
+  constexpr int rows = rows_of_tile<Layout>(N);
   Index row = first;
   for (; row + rows <= last; row += rows)
     product_tile<Layout, Into::add, Part::all, rows, N>(c, row, column, summands...);
@@ -291,14 +287,14 @@ template <class Layout, int N, class Element, class... Summands>
 // Adds a sum of products that is symmetric to a symmetric matrix C of `size` rows.
 template <class Layout, class Element, class... Summands>
 inline void symmetric_product(View<Element> c, Index size, Summands... summands) {
-  constexpr Index width = Layout::width, block = width > tile_rows ? width : tile_rows;
+  constexpr Index width = Layout::width, block = width > Layout::tile.rows ? width : Layout::tile.rows;
   const Index columns = (size + width - 1) / width * width;
   for (Index row = 0; row < size; row += block) {
     const Index last = row + block < size ? row + block : size;
     Index column = row / width * width;
-    for (; column + tile_columns * width <= columns; column += tile_columns * width)
-      symmetric_tiles<Layout, tile_columns>(c, row, last, column, summands...);
-    if constexpr (tile_columns > 2) {
+    for (; column + Layout::tile.columns * width <= columns; column += Layout::tile.columns * width)
+      symmetric_tiles<Layout, Layout::tile.columns>(c, row, last, column, summands...);
+    if constexpr (Layout::tile.columns > 2) {
       if (column + 3 * width <= columns) {
         symmetric_tiles<Layout, 3>(c, row, last, column, summands...), column += 3 * width;
       } else if (column + 2 * width <= columns) {
@@ -308,6 +304,22 @@ inline void symmetric_product(View<Element> c, Index size, Summands... summands)
     if (column < columns) symmetric_tiles<Layout, 1>(c, row, last, column, summands...);
   }
   mirror<Layout>(c, size);
+}
+
+// to = rows of from, each times its factor
+template <class Layout, class Element, class Factor>
+inline void scaled_rows(View<Element> to, View<const Element> from, Index rows, Index columns, Factor factor) {
+  using Vector = typename Layout::Vector;
+  for (Index t = 0; t < rows; ++t) {
+    const Element by = factor(t);
+    for (Index n = 0; n < columns; n += Layout::width)
+      store(to.data + t * to.rows + n, Vector(load<Vector>(from.data + t * from.rows + n) * by));
+  }
+}
+
+template <class Layout, class Element>
+inline void scale(View<Element> matrix, Element factor, Index rows, Index columns) {
+  scaled_rows<Layout>(matrix, constant(matrix), rows, columns, [&](Index) { return factor; });
 }
 
 // Upper Cholesky factor U of A = U^T U in place, and the inverses of its diagonal. No pivot of an exact computation

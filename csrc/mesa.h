@@ -106,22 +106,6 @@ struct Gates {
   }
 };
 
-// to = rows of from, each times its factor
-template <class Layout, class Element, class Factor>
-inline void scaled_rows(View<Element> to, View<const Element> from, Index rows, Index columns, Factor factor) {
-  using Vector = typename Layout::Vector;
-  for (Index t = 0; t < rows; ++t) {
-    const Element by = factor(t);
-    for (Index n = 0; n < columns; n += Layout::width)
-      store(to.data + t * to.rows + n, Vector(load<Vector>(from.data + t * from.rows + n) * by));
-  }
-}
-
-template <class Layout, class Element>
-inline void scale(View<Element> matrix, Element factor, Index rows, Index columns) {
-  scaled_rows<Layout>(matrix, constant(matrix), rows, columns, [&](Index) { return factor; });
-}
-
 // Rows of a chunk times the roots of their factors, with zeros up to a whole chunk like `rows_to_read`
 template <class Layout, class Element>
 inline View<const Element> effective_rows(View<const Element> rows, const Gates<Layout>& gates, Index n, Index columns,

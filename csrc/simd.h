@@ -15,19 +15,25 @@ using Index = std::int64_t;
 template <class T, int N>
 using Pack __attribute__((vector_size(N * sizeof(T)))) = T;
 
-// bytes of a register, and how many of them a tile of a product may fill
+// A tile of a product: its rows, and its columns in registers. The more sums it has the fewer loads there are for each of
+// them, but the factors need registers too.
+struct Tile {
+  int rows, columns;
+};
+
+// bytes of a register, and the tiles of the two layouts below
 #if defined(__AVX512F__)
 inline constexpr int register_bytes = 64;
-inline constexpr int tile_rows = 4, tile_columns = 4;
+inline constexpr Tile lanes_tile{4, 4}, columns_tile{4, 4};
 #elif defined(__AVX2__)
 inline constexpr int register_bytes = 32;
-inline constexpr int tile_rows = 4, tile_columns = 2;
+inline constexpr Tile lanes_tile{3, 4}, columns_tile{4, 2};
 #elif defined(__aarch64__)
 inline constexpr int register_bytes = 16;
-inline constexpr int tile_rows = 4, tile_columns = 4;
+inline constexpr Tile lanes_tile{4, 4}, columns_tile{4, 4};
 #else
 inline constexpr int register_bytes = 16;
-inline constexpr int tile_rows = 4, tile_columns = 2;
+inline constexpr Tile lanes_tile{4, 2}, columns_tile{4, 2};
 #endif
 
 // One head in each lane of a register: every scalar of the algorithm is a pack, no head waits for another, and no lane
@@ -38,6 +44,7 @@ struct HeadsInLanes {
   static constexpr int heads = register_bytes / sizeof(T);
   static constexpr int width = 1;  // columns of a matrix in one register
   static constexpr int chunk = 10;  // tokens treated at once
+  static constexpr Tile tile = lanes_tile;
   using Element = Pack<T, heads>;
   using Vector = Element;
 };
@@ -49,6 +56,7 @@ struct ColumnsInLanes {
   static constexpr int heads = 1;
   static constexpr int width = register_bytes / sizeof(T);
   static constexpr int chunk = 16;
+  static constexpr Tile tile = columns_tile;
   using Element = T;
   using Vector = Pack<T, width>;
 };
