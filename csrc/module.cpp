@@ -147,7 +147,7 @@ void softmax_forward(const Shape& shape, const Address<4>& q, const Address<4>& 
   SoftmaxProblem<T> problem;
   problem.size = sizes(shape), problem.scale = T(scale);
   problem.q = operand<const T>(q), problem.k = operand<const T>(k), problem.v = operand<const T>(v);
-  problem.o = operand<T>(o), problem.normaliser = operand<T>(normaliser);
+  problem.o = operand<T>(o), problem.normaliser = pointer<T>(normaliser);
   const KernelSet<T>& set = kernels<T>(problem.size, "lanes");
   run(set.softmax_forward, set, problem, threads);
 }
@@ -159,7 +159,7 @@ void softmax_backward(const Shape& shape, const Address<4>& q, const Address<4>&
   SoftmaxProblem<T> problem;
   problem.size = sizes(shape), problem.scale = T(scale);
   problem.q = operand<const T>(q), problem.k = operand<const T>(k), problem.v = operand<const T>(v);
-  problem.normaliser = operand<T>(normaliser), problem.g = operand<const T>(g);
+  problem.normaliser = pointer<T>(normaliser), problem.g = operand<const T>(g);
   problem.dq = operand<T>(dq), problem.dk = operand<T>(dk), problem.dv = operand<T>(dv);
   const KernelSet<T>& set = kernels<T>(problem.size, "lanes");
   run(set.softmax_backward, set, problem, threads);

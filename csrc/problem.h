@@ -34,7 +34,7 @@ struct SoftmaxProblem {
   T scale;
   Operand<const T> q, k, v;
   Operand<T> o;
-  Operand<T> normaliser;        // [B, T, H, 2]: largest logit, 1 / sum of exp; written forward, read backward
+  T* normaliser = nullptr;      // [B, H, T, 2]: largest logit, 1 / sum of exp; written forward, read backward
   Operand<const T> g;
   Operand<T> dq, dk, dv;
 };

@@ -43,16 +43,13 @@ inline Element exponential(Element x) {
   return vanishes ? Element{} : sum * power;
 }
 
-// Rows of queries treated at once, so that keys and values are read once for several of them.
-inline constexpr Index softmax_rows = 4;
+// Queries treated at once, so that keys and values are read once for several of them.
+inline constexpr Index softmax_rows = 10;
 
-// scores[r, i] = scale (q_r . k_i) for i <= first + r
-template <class Layout, class T, class Element>
-inline void softmax_scores(View<Element> scores, View<const Element> q, View<const Element> k, Index n, Index first,
-                           Index dim, T scale) {
-  product<Layout, Into::assign>(scores, n, first + n, plus(q, k.transposed(), dim));
-  for (Index r = 0; r < n; ++r)
-    for (Index i = 0; i <= first + r; ++i) scores.data[r * scores.rows + i] *= scale;
+// What the forward pass leaves [B, H, T, 2] of the queries from `first` on, as one row of numbers
+template <class T>
+inline Operand<T> normalisers(T* all, const Sizes& size, Index first) {
+  return {all + 2 * first, size.heads * 2 * size.time, 0, 2 * size.time, 1};
 }
 
 template <class Layout>
@@ -65,35 +62,35 @@ struct SoftmaxForward {
 
   SoftmaxForward(const Sizes& size, void* memory) {
     Workspace<Layout> space(memory);
-    q = space.matrix(size.time, size.dim), k = space.matrix(size.time, size.dim);
+    q = space.matrix(softmax_rows, size.dim), k = space.matrix(size.time, size.dim);
     v = space.matrix(size.time, size.dim_v), o = space.matrix(softmax_rows, size.dim_v);
-    scores = space.matrix(softmax_rows, size.time), normaliser = space.matrix(softmax_rows, 2);
+    scores = space.matrix(softmax_rows, size.time), normaliser = space.matrix(1, 2 * softmax_rows);
     bytes = space.bytes();
   }
 
   void run(const SoftmaxProblem<T>& problem, Index index) {
     const auto [batch, time, heads, dim, dim_v] = problem.size;
     const Group<Layout> group(problem.size, index);
-    load_rows(q, problem.q, group, 0, time, dim);
     load_rows(k, problem.k, group, 0, time, dim);
     load_rows(v, problem.v, group, 0, time, dim_v);
     for (Index first = 0; first < time; first += softmax_rows) {
-      const Index n = time - first < softmax_rows ? time - first : softmax_rows;
-      softmax_scores<Layout, T>(scores, {q.data + first * q.rows, q.rows}, constant(k), n, first, dim, problem.scale);
+      const Index n = time - first < softmax_rows ? time - first : softmax_rows, keys = first + n;
+      load_rows(q, problem.q, group, first, n, dim);
+      scale<Layout>(q, Element{} + problem.scale, n, dim);
+      product<Layout, Into::assign>(scores, n, keys, plus(constant(q), constant(k.transposed()), dim));
       for (Index r = 0; r < n; ++r) {
         Element* row = scores.data + r * scores.rows;
         Element largest = row[0];
         for (Index i = 1; i <= first + r; ++i) largest = row[i] > largest ? row[i] : largest;
         Element sum{};
         for (Index i = 0; i <= first + r; ++i) sum += row[i] = exponential<T>(Element(row[i] - largest));
-        const Element inverse = T(1) / sum;
-        for (Index i = 0; i <= first + r; ++i) row[i] *= inverse;
-        for (Index i = first + r + 1; i < first + n; ++i) row[i] = Element{};
-        store(normaliser.data + r * normaliser.rows, largest), store(normaliser.data + r * normaliser.rows + 1, inverse);
+        for (Index i = first + r + 1; i < keys; ++i) row[i] = Element{};
+        normaliser.data[2 * r] = largest, normaliser.data[2 * r + 1] = T(1) / sum;
       }
-      product<Layout, Into::assign>(o, n, dim_v, plus(constant(scores), constant(v), first + n));
+      product<Layout, Into::assign>(o, n, dim_v, plus(constant(scores), constant(v), keys));
+      scaled_rows<Layout>(o, constant(o), n, dim_v, [this](Index r) { return normaliser.data[2 * r + 1]; });
       store_rows(problem.o, constant(o), group, first, n, dim_v);
-      store_rows(problem.normaliser, constant(normaliser), group, first, n, 2);
+      store_rows(normalisers(problem.normaliser, problem.size, first), constant(normaliser), group, 0, 1, 2 * n);
     }
   }
 };
@@ -109,48 +106,46 @@ struct SoftmaxBackward {
 
   SoftmaxBackward(const Sizes& size, void* memory) {
     Workspace<Layout> space(memory);
-    q = space.matrix(size.time, size.dim), k = space.matrix(size.time, size.dim);
-    v = space.matrix(size.time, size.dim_v), g = space.matrix(size.time, size.dim_v);
+    q = space.matrix(softmax_rows, size.dim), g = space.matrix(softmax_rows, size.dim_v);
+    k = space.matrix(size.time, size.dim), v = space.matrix(size.time, size.dim_v);
     dq = space.matrix(softmax_rows, size.dim), dk = space.matrix(size.time, size.dim);
     dv = space.matrix(size.time, size.dim_v);
     scores = space.matrix(softmax_rows, size.time), pulled = space.matrix(softmax_rows, size.time);
-    normaliser = space.matrix(softmax_rows, 2);
+    normaliser = space.matrix(1, 2 * softmax_rows);
     bytes = space.bytes();
   }
 
   void run(const SoftmaxProblem<T>& problem, Index index) {
     const auto [batch, time, heads, dim, dim_v] = problem.size;
     const Group<Layout> group(problem.size, index);
-    load_rows(q, problem.q, group, 0, time, dim);
     load_rows(k, problem.k, group, 0, time, dim);
     load_rows(v, problem.v, group, 0, time, dim_v);
-    load_rows(g, problem.g, group, 0, time, dim_v);
     clear<Layout>(dk, 0, time);
     clear<Layout>(dv, 0, time);
-    const Operand<T>& written = problem.normaliser;
-    const Operand<const T> saved{written.data, written.batch, written.time, written.head, written.dim};
     for (Index first = 0; first < time; first += softmax_rows) {
       const Index n = time - first < softmax_rows ? time - first : softmax_rows, keys = first + n;
-      const View<const Element> q_rows{q.data + first * q.rows, q.rows}, g_rows{g.data + first * g.rows, g.rows};
-      load_rows(normaliser, saved, group, first, n, 2);
-      softmax_scores<Layout, T>(scores, q_rows, constant(k), n, first, dim, problem.scale);
-      product<Layout, Into::assign>(pulled, n, keys, plus(g_rows, constant(v.transposed()), dim_v));
+      load_rows(q, problem.q, group, first, n, dim);
+      load_rows(g, problem.g, group, first, n, dim_v);
+      load_rows(normaliser, normalisers<const T>(problem.normaliser, problem.size, first), group, 0, 1, 2 * n);
+      // dk takes the scale with it
+      scale<Layout>(q, Element{} + problem.scale, n, dim);
+      product<Layout, Into::assign>(scores, n, keys, plus(constant(q), constant(k.transposed()), dim));
+      product<Layout, Into::assign>(pulled, n, keys, plus(constant(g), constant(v.transposed()), dim_v));
       for (Index r = 0; r < n; ++r) {
-        Element* row = scores.data + r * scores.rows;
-        const Element largest = normaliser.data[r * normaliser.rows], inverse = normaliser.data[r * normaliser.rows + 1];
-        for (Index i = 0; i <= first + r; ++i) row[i] = exponential<T>(Element(row[i] - largest)) * inverse;
-        for (Index i = first + r + 1; i < keys; ++i) row[i] = Element{};
-      }
-      product<Layout, Into::add>(dv, keys, dim_v, plus(constant(scores.transposed()), g_rows, n));
-      for (Index r = 0; r < n; ++r) {
-        const Element* row = scores.data + r * scores.rows;
-        Element* pull = pulled.data + r * pulled.rows;
+        Element *row = scores.data + r * scores.rows, *pull = pulled.data + r * pulled.rows;
+        const Element largest = normaliser.data[2 * r], inverse = normaliser.data[2 * r + 1];
         Element mean{};
-        for (Index i = 0; i < keys; ++i) mean += row[i] * pull[i];
-        for (Index i = 0; i < keys; ++i) pull[i] = problem.scale * row[i] * (pull[i] - mean);
+        for (Index i = 0; i <= first + r; ++i) {
+          row[i] = exponential<T>(Element(row[i] - largest)) * inverse;
+          mean += row[i] * pull[i];
+        }
+        for (Index i = 0; i <= first + r; ++i) pull[i] = row[i] * (pull[i] - mean);
+        for (Index i = first + r + 1; i < keys; ++i) row[i] = pull[i] = Element{};
       }
+      product<Layout, Into::add>(dv, keys, dim_v, plus(constant(scores.transposed()), constant(g), n));
       product<Layout, Into::assign>(dq, n, dim, plus(constant(pulled), constant(k), keys));
-      product<Layout, Into::add>(dk, keys, dim, plus(constant(pulled.transposed()), q_rows, n));
+      product<Layout, Into::add>(dk, keys, dim, plus(constant(pulled.transposed()), constant(q), n));
+      scale<Layout>(dq, Element{} + problem.scale, n, dim);
       store_rows(problem.dq, constant(dq), group, first, n, dim);
     }
     store_rows(problem.dk, constant(dk), group, 0, time, dim);

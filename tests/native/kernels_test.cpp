@@ -146,7 +146,7 @@ template <class T>
 void test_softmax(const KernelSet<T>& set, const Sizes& size, Memory memory, int threads, Report& report) {
   const Operands<T> operands(size, memory);
   const Tensor<T> o({size.batch, size.time, size.heads, size.dim_v}, output_memory(memory));
-  const Tensor<T> normaliser({size.batch, size.time, size.heads, 2}, output_memory(memory));
+  const Tensor<T> normaliser({size.batch, size.heads, size.time, 2}, Memory::contiguous);
   const Gradients<T> gradients(size, output_memory(memory));
   SoftmaxProblem<T> problem;
   problem.size = size, problem.q = operands.q, problem.k = operands.k, problem.v = operands.v;

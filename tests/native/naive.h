@@ -233,7 +233,7 @@ Results naive_map(const Problem& problem, Weights weigh) {
           }
         }
         put(results.o, problem.size, b, t, h, o), put(results.dq, problem.size, b, t, h, dq);
-        put(results.normaliser, problem.size, b, t, h, normaliser);
+        append(results.normaliser, normaliser);
       }
       for (Index t = 0; t < time; ++t) {
         put(results.dk, problem.size, b, t, h, Vector(&dk(t, 0), &dk(t, 0) + dim));

@@ -32,7 +32,8 @@ def _linear_backward(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> tuple[Tensor
 
 @operator("softmax_attention")
 def _softmax(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    o, normaliser = uninitialised(v, v.shape), uninitialised(q, (*q.shape[:3], 2))
+    batch, time, heads, _ = q.shape
+    o, normaliser = uninitialised(v, v.shape), uninitialised(q, (batch, heads, time, 2))
     _run("softmax_forward", (q, k, v, o, normaliser), 1 / math.sqrt(q.shape[-1]))
     return o, normaliser
 
@@ -40,7 +41,7 @@ def _softmax(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 @operator("softmax_attention_backward")
 def _softmax_backward(q: Tensor, k: Tensor, v: Tensor, normaliser: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     gradients = _gradient_buffers(q, k, v)
-    _run("softmax_backward", (q, k, v, normaliser, g, *gradients), 1 / math.sqrt(q.shape[-1]))
+    _run("softmax_backward", (q, k, v, normaliser.contiguous(), g, *gradients), 1 / math.sqrt(q.shape[-1]))
     return gradients
 
 
@@ -62,7 +63,7 @@ def _gradient_buffers(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, 
 
 
 native_linear_attention.register_fake(lambda q, k, v: v.new_empty(v.shape))
-_softmax.register_fake(lambda q, k, v: (v.new_empty(v.shape), q.new_empty((*q.shape[:3], 2))))
+_softmax.register_fake(lambda q, k, v: (v.new_empty(v.shape), q.new_empty((q.shape[0], q.shape[2], q.shape[1], 2))))
 for _operator in (_linear_backward, _softmax_backward):
     _operator.register_fake(lambda q, k, v, *_: tuple(operand.new_empty(operand.shape) for operand in (q, k, v)))
 
