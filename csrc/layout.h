@@ -44,8 +44,8 @@ struct Group {
   }
 };
 
-// rows time .. time + count of an operand into a matrix; a function of its own, for the addresses of the rows to stay in
-// registers
+// rows time .. time + count of an operand into a matrix; a function of its own, so that the addresses of the rows stay
+// in registers
 template <class Layout, class T, class Element>
 [[gnu::noinline]] void load_rows(View<Element> to, const Operand<const T>& from, const Group<Layout>& group,
                                  Index time, Index count, Index dim) {
@@ -81,8 +81,8 @@ template <class Layout, class T, class Element>
 }
 
 template <class Layout, class T, class Element>
-[[gnu::noinline]] void store_rows(const Operand<T>& to, View<const Element> from, const Group<Layout>& group, Index time,
-                       Index count, Index dim) {
+[[gnu::noinline]] void store_rows(const Operand<T>& to, View<const Element> from, const Group<Layout>& group,
+                                  Index time, Index count, Index dim) {
   if constexpr (Layout::heads == 1) {
     for (Index t = 0; t < count; ++t) {
       T* row = group.at(to, 0, time + t);
@@ -148,37 +148,29 @@ inline void finish_rows(const Operand<T>& to, View<Element> rows, const Group<La
   if (!in_place<Layout>(to, count, dim)) store_rows(to, constant(rows), group, time, count, dim);
 }
 
-// Each line once that some of these bytes are in.
-template <bool for_writing>
-[[gnu::always_inline]] inline void prefetch_bytes(const void* begin, Index bytes) {
-  constexpr std::uintptr_t line = 64;
-  const auto first = reinterpret_cast<std::uintptr_t>(begin), end = first + std::uintptr_t(bytes);
-  for (std::uintptr_t next = first / line * line; next < end; next += line)
-    __builtin_prefetch(reinterpret_cast<const void*>(next), for_writing, 2);
+// The group whose operands are asked for while the last chunk of this one is computed: the next one, if there is one.
+template <class Layout>
+inline Group<Layout> following(const Sizes& size, Index group) {
+  return Group<Layout>(size, group + 1 < groups<Layout>(size) ? group + 1 : group);
 }
 
-// Asks for rows time .. time + count of an operand, as far as it has them, to be in the cache when they are needed:
-// the rows of one head lie too far apart for the processor to guess. Not more at once than comes while a product is
-// computed, or what is read next waits behind it.
-//
-// Always inlined: GCC takes a function that only asks for memory for one without effect, and drops its calls.
-template <bool for_writing = false, class Layout, class T>
-[[gnu::always_inline]] inline void prefetch_rows(const Operand<T>& operand, const Group<Layout>& group,
-                                                 const Sizes& size, Index time, Index count, Index dim) {
+// Asks for rows time .. time + count of an operand, as far as it has them: the rows of one head lie too far apart for
+// the processor to guess.
+template <class Layout, class T>
+inline void ask_for_rows(Ahead& ahead, const Operand<T>& operand, const Group<Layout>& group, const Sizes& size,
+                         Index time, Index count, Index dim) {
   if (time + count > size.time) count = size.time - time;
   for (int lane = 0, next; lane < Layout::heads; lane = next) {
-    const T* row = group.at(operand, lane, time);
+    const T *row = group.at(operand, lane, time), *last = row;
     // heads next to each other share lines
-    const T* last = row;
     for (next = lane + 1; next < Layout::heads && group.at(operand, next, time) == last + dim; ++next) last += dim;
-    const Index bytes = (last + dim - row) * Index(sizeof(T));
-    for (Index t = 0; t < count; ++t, row += operand.time) prefetch_bytes<for_writing>(row, bytes);
+    ahead.add(row, (last + dim - row) * Index(sizeof(T)), operand.time * Index(sizeof(T)), count);
   }
 }
 
-template <bool for_writing, class Element>
-[[gnu::always_inline]] inline void prefetch_matrix(View<Element> matrix, Index rows) {
-  prefetch_bytes<for_writing>(matrix.data, rows * matrix.rows * Index(sizeof(Element)));
+template <class Element>
+inline void ask_for_matrix(Ahead& ahead, View<Element> matrix, Index rows) {
+  ahead.add(matrix.data, rows * matrix.rows * Index(sizeof(Element)), 0, 1);
 }
 
 // a contiguous [B, H, rows, columns] tensor into a matrix, and back

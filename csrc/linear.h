@@ -11,14 +11,14 @@ using mesascope::LinearProblem;
 // One chunk, o = lower(q k^T) v + q G; then, if it is not the last one, G <- G + k^T v. G is stored as [D, Dv], so that
 // whole rows are read, and not read before the first chunk.
 template <class Layout, class Element>
-inline void attend_chunk(View<Element> o, View<const Element> q, View<const Element> k, View<const Element> v,
-                         View<Element> past, bool first, bool last, Index n, Index dim, Index dim_v,
-                         View<Element> scores, View<Element> scratch) {
+inline void attend_chunk(Ahead& ahead, View<Element> o, View<const Element> q, View<const Element> k,
+                         View<const Element> v, View<Element> past, bool first, bool last, Index n, Index dim,
+                         Index dim_v, View<Element> scores, View<Element> scratch) {
   const auto k_t = transposed<Layout>(k, Layout::chunk, dim, scratch);
-  product<Layout, Into::assign, Part::lower>(scores, n, n, plus(q, k_t, dim));
-  product<Layout, Into::assign>(o, n, dim_v, plus<Part::lower>(constant(scores), v, n),
+  product<Layout, Into::assign, Part::lower>(ahead, scores, n, n, plus(q, k_t, dim));
+  product<Layout, Into::assign>(ahead, o, n, dim_v, plus<Part::lower>(constant(scores), v, n),
                                 plus(q, constant(past), first ? 0 : dim));
-  if (!last) product<Layout, Into::add>(past, dim, dim_v, plus(k.transposed(), v, n));
+  if (!last) product<Layout, Into::add>(ahead, past, dim, dim_v, plus(k.transposed(), v, n));
 }
 
 template <class Layout>
@@ -28,6 +28,7 @@ struct LinearForward {
   static constexpr Index chunk = Layout::chunk;
 
   View<Element> q_buffer, k_buffer, v_buffer, o_buffer, scores, past, scratch;
+  Ahead ahead;
   Index bytes;
 
   LinearForward(const Sizes& size, void* memory) {
@@ -41,48 +42,56 @@ struct LinearForward {
 
   void run(const LinearProblem<T>& problem, Index index) {
     const auto [batch, time, heads, dim, dim_v] = problem.size;
-    const Group<Layout> group(problem.size, index);
+    const Group<Layout> group(problem.size, index), next = following<Layout>(problem.size, index);
     clear<Layout>(past, 0, dim);
     for (Index start = 0; start < time; start += chunk) {
       const Index n = time - start < chunk ? time - start : chunk;
-      prefetch_rows(problem.q, group, problem.size, start + n, chunk, dim);
-      prefetch_rows(problem.k, group, problem.size, start + n, chunk, dim);
-      prefetch_rows(problem.v, group, problem.size, start + n, chunk, dim_v);
-      prefetch_rows<true>(problem.o, group, problem.size, start, n, dim_v);
+      const bool last = start + n == time;
+      ahead.finish();
+      ask_for_rows(ahead, problem.o, group, problem.size, start, n, dim_v);
+      ask_for_chunk(problem, last ? next : group, last ? 0 : start + n);
       const auto q = rows_to_read(problem.q, group, start, n, dim, q_buffer);
       const auto k = rows_to_read(problem.k, group, start, n, dim, k_buffer);
       const auto v = rows_to_read(problem.v, group, start, n, dim_v, v_buffer);
       const auto o = rows_to_write(problem.o, group, start, n, dim_v, o_buffer);
-      attend_chunk<Layout>(o, q, k, v, past, start == 0, start + n == time, n, dim, dim_v, scores, scratch);
+      attend_chunk<Layout>(ahead, o, q, k, v, past, start == 0, last, n, dim, dim_v, scores, scratch);
       finish_rows(problem.o, o, group, start, n, dim_v);
     }
+  }
+
+ private:
+  void ask_for_chunk(const LinearProblem<T>& problem, const Group<Layout>& group, Index start) {
+    const Sizes& size = problem.size;
+    ask_for_rows(ahead, problem.q, group, size, start, chunk, size.dim);
+    ask_for_rows(ahead, problem.k, group, size, start, chunk, size.dim);
+    ask_for_rows(ahead, problem.v, group, size, start, chunk, size.dim_v);
   }
 };
 
 // out = x M^T for n rows x, with M of `rows` rows, and x_t what `transposed` makes of x.
 template <class Layout, class Element>
-inline void multiply_transposed(View<Element> out, View<const Element> x, View<const Element> x_t,
+inline void multiply_transposed(Ahead& ahead, View<Element> out, View<const Element> x, View<const Element> x_t,
                                 View<const Element> matrix, Index n, Index dim, Index rows, View<Element> scratch) {
   if constexpr (Layout::width == 1) {
-    product<Layout, Into::assign>(out, n, rows, plus(x, matrix.transposed(), dim));
+    product<Layout, Into::assign>(ahead, out, n, rows, plus(x, matrix.transposed(), dim));
   } else {
     // transposed, because that is cheaper than transposing M
-    product<Layout, Into::assign>(scratch, rows, n, plus(matrix, x_t, dim));
+    product<Layout, Into::assign>(ahead, scratch, rows, n, plus(matrix, x_t, dim));
     transpose(out.data, out.rows, scratch.data, scratch.rows, rows, n);
   }
 }
 
 // The gradient of the values of a chunk, upper(k q^T) g + k P^T, with scores q k^T, and P = 0 if there is no future.
 template <class Layout, class Element>
-inline void future_values(View<Element> out, View<const Element> g, View<const Element> scores, View<const Element> k,
-                          View<const Element> k_t, View<const Element> future, bool last, Index n, Index dim,
-                          Index dim_v, View<Element> scratch) {
+inline void future_values(Ahead& ahead, View<Element> out, View<const Element> g, View<const Element> scores,
+                          View<const Element> k, View<const Element> k_t, View<const Element> future, bool last,
+                          Index n, Index dim, Index dim_v, View<Element> scratch) {
   if constexpr (Layout::width == 1) {
-    product<Layout, Into::assign>(out, n, dim_v, plus<Part::upper>(scores.transposed(), g, n),
+    product<Layout, Into::assign>(ahead, out, n, dim_v, plus<Part::upper>(scores.transposed(), g, n),
                                   plus(k, future.transposed(), last ? 0 : dim));
   } else {
     // transposed, because that is cheaper than transposing P
-    product<Layout, Into::assign>(scratch, dim_v, n, plus(g.transposed(), scores, n),
+    product<Layout, Into::assign>(ahead, scratch, dim_v, n, plus(g.transposed(), scores, n),
                                   plus(future, k_t, last ? 0 : dim));
     transpose(out.data, out.rows, scratch.data, scratch.rows, dim_v, n);
   }
@@ -98,6 +107,7 @@ struct LinearBackward {
 
   View<Element> q_buffer, out_buffer, out_v_buffer, out_v_t, scores, pulls, past, future, scratch, scratch_v;
   BackwardRows<Layout> rows;
+  Ahead ahead;
   Index bytes;
 
   LinearBackward(const Sizes& size, void* memory) {
@@ -114,52 +124,61 @@ struct LinearBackward {
 
   void run(const LinearProblem<T>& problem, Index index) {
     const auto [batch, time, heads, dim, dim_v] = problem.size;
-    const Group<Layout> group(problem.size, index);
+    const Group<Layout> group(problem.size, index), next = following<Layout>(problem.size, index);
     clear<Layout>(past, 0, dim_v);
     clear<Layout>(future, 0, dim_v);
     for (Index start = 0; start < time; start += chunk) {
       const Index n = time - start < chunk ? time - start : chunk;
+      const bool last = start + n == time;
+      ahead.finish();
       rows.read(problem, group, start, n);
-      prefetch_chunk(problem, group, start + n);
-      prefetch_rows<true>(problem.dq, group, problem.size, start, n, dim);
+      ask_for_rows(ahead, problem.dq, group, problem.size, start, n, dim);
+      if (last) {
+        ask_for_rows(ahead, problem.q, group, problem.size, start, n, dim);
+      } else {
+        ask_for_chunk(problem, group, start + n);
+      }
       const auto out = rows_to_write(problem.dq, group, start, n, dim, out_buffer);
-      attend_chunk<Layout>(out, rows.g, rows.v, rows.k, past, start == 0, start + n == time, n, dim_v, dim, scores,
+      attend_chunk<Layout>(ahead, out, rows.g, rows.v, rows.k, past, start == 0, last, n, dim_v, dim, scores,
                            scratch_v);
       finish_rows(problem.dq, out, group, start, n, dim);
     }
     for (Index start = (time - 1) / chunk * chunk; start >= 0; start -= chunk) {
       const Index n = time - start < chunk ? time - start : chunk;
+      ahead.finish();
       rows.read_again(problem, group, start, n);
       const auto k = rows.k, v = rows.v, g = rows.g;
+      ask_for_rows(ahead, problem.dv, group, problem.size, start, n, dim_v);
+      ask_for_rows(ahead, problem.dk, group, problem.size, start, n, dim);
       if (start > 0) {
-        if (!rows.kept) prefetch_chunk(problem, group, start - chunk);
-        prefetch_rows(problem.q, group, problem.size, start - chunk, chunk, dim);
+        ask_for_rows(ahead, problem.q, group, problem.size, start - chunk, chunk, dim);
+        if (!rows.kept) ask_for_chunk(problem, group, start - chunk);
+      } else {
+        ask_for_chunk(problem, next, 0);
       }
-      prefetch_rows<true>(problem.dk, group, problem.size, start, n, dim);
-      prefetch_rows<true>(problem.dv, group, problem.size, start, n, dim_v);
       const auto q = rows_to_read(problem.q, group, start, n, dim, q_buffer);
       const auto out = rows_to_write(problem.dk, group, start, n, dim, out_buffer);
       const auto out_v = rows_to_write(problem.dv, group, start, n, dim_v, out_v_buffer);
       const bool last = start + n == time;
       // scores and pulls are kept as [t, i]
       const auto k_t = transposed<Layout>(k, chunk, dim, scratch), v_t = transposed<Layout>(v, chunk, dim_v, scratch_v);
-      product<Layout, Into::assign, Part::lower>(scores, n, n, plus(q, k_t, dim));
-      product<Layout, Into::assign, Part::lower>(pulls, n, n, plus(g, v_t, dim_v));
-      future_values<Layout>(out_v, g, constant(scores), k, k_t, constant(future), last, n, dim, dim_v, out_v_t);
-      product<Layout, Into::assign>(out, n, dim, plus<Part::upper>(constant(pulls.transposed()), q, n),
+      product<Layout, Into::assign, Part::lower>(ahead, scores, n, n, plus(q, k_t, dim));
+      product<Layout, Into::assign, Part::lower>(ahead, pulls, n, n, plus(g, v_t, dim_v));
+      future_values<Layout>(ahead, out_v, g, constant(scores), k, k_t, constant(future), last, n, dim, dim_v, out_v_t);
+      product<Layout, Into::assign>(ahead, out, n, dim, plus<Part::upper>(constant(pulls.transposed()), q, n),
                                     plus(v, constant(future), last ? 0 : dim_v));
-      if (start > 0) product<Layout, Into::add>(future, dim_v, dim, plus(g.transposed(), q, n));
+      if (start > 0) product<Layout, Into::add>(ahead, future, dim_v, dim, plus(g.transposed(), q, n));
       finish_rows(problem.dv, out_v, group, start, n, dim_v);
       finish_rows(problem.dk, out, group, start, n, dim);
     }
   }
 
  private:
-  void prefetch_chunk(const LinearProblem<T>& problem, const Group<Layout>& group, Index start) {
+  void ask_for_chunk(const LinearProblem<T>& problem, const Group<Layout>& group, Index start) {
     const Sizes& size = problem.size;
-    prefetch_rows(problem.k, group, size, start, chunk, size.dim);
-    prefetch_rows(problem.v, group, size, start, chunk, size.dim_v);
-    prefetch_rows(problem.g, group, size, start, chunk, size.dim_v);
+    ask_for_rows(ahead, problem.k, group, size, start, chunk, size.dim);
+    ask_for_rows(ahead, problem.v, group, size, start, chunk, size.dim_v);
+    ask_for_rows(ahead, problem.g, group, size, start, chunk, size.dim_v);
   }
 };
 

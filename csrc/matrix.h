@@ -4,7 +4,7 @@
 #include <type_traits>
 #include <utility>
 
-#include "simd.h"
+#include "ahead.h"
 
 namespace MESASCOPE_ISA {
 
@@ -81,9 +81,11 @@ inline typename Layout::Vector inside(typename Layout::Vector values, Index row,
 }
 
 template <class Layout, Into into, Part c_part, int R, int N, class Element, class... Summands>
-[[gnu::always_inline]] inline void product_tile(View<Element> c, Index row, Index column, Summands... summands) {
+[[gnu::always_inline]] inline void product_tile(Ahead& ahead, View<Element> c, Index row, Index column,
+                                                Summands... summands) {
   using Vector = typename Layout::Vector;
   constexpr int width = Layout::width;
+  if constexpr (Layout::width > 1) ahead.ask_for(Layout::lines_ahead);
   Vector sum[R][N] = {};
   const bool above = column >= row + R, below = column + N * width <= row;
   const bool outside = (c_part == Part::lower && above) || (c_part == Part::upper && below);
@@ -112,33 +114,41 @@ constexpr bool triangular(const Summand<part, negative, Element>*) {
 
 // A function of its own, whatever it is called from: the registers of a tile are all there are.
 template <class Layout, Into into, Part c_part, int N, class Element, class... Summands>
-[[gnu::noinline]] void product_columns(View<Element> c, Index rows, Index column, Summands... summands) {
+[[gnu::noinline]] void product_columns(Ahead& ahead, View<Element> c, Index rows, Index column, Summands... summands) {
   // of a C one register wide no tile lies outside of its part
   constexpr bool steps = (c_part != Part::all && N > 1) || (triangular(static_cast<const Summands*>(nullptr)) || ...);
+  if constexpr (Layout::width == 1) ahead.ask_for(Layout::lines_ahead);
   constexpr int most = steps ? Layout::tile.rows : rows_of_tile<Layout>(N);
   Index row = 0;
   // a row alone loads as much as two: three and one are taken as two and two
   const Index wide = most == 3 && rows > 3 && rows % 3 == 1 ? rows - 3 : rows;
-  for (; row + most <= wide; row += most) product_tile<Layout, into, c_part, most, N>(c, row, column, summands...);
+  for (; row + most <= wide; row += most)
+    product_tile<Layout, into, c_part, most, N>(ahead, c, row, column, summands...);
   if constexpr (most > Layout::tile.rows)
     for (; row + Layout::tile.rows <= rows; row += Layout::tile.rows)
-      product_tile<Layout, into, c_part, Layout::tile.rows, N>(c, row, column, summands...);
-  for (; row + 2 <= rows; row += 2) product_tile<Layout, into, c_part, 2, N>(c, row, column, summands...);
-  for (; row < rows; ++row) product_tile<Layout, into, c_part, 1, N>(c, row, column, summands...);
+      product_tile<Layout, into, c_part, Layout::tile.rows, N>(ahead, c, row, column, summands...);
+  for (; row + 2 <= rows; row += 2) product_tile<Layout, into, c_part, 2, N>(ahead, c, row, column, summands...);
+  for (; row < rows; ++row) product_tile<Layout, into, c_part, 1, N>(ahead, c, row, column, summands...);
 }
 
-// C = sum of products, or C += them. With columns in the lanes, C is computed up to the next multiple of the register
-// width. What lies outside of `c_part` becomes zero.
+// C = sum of products, or C += them, while memory that will be needed is asked for. With columns in the lanes, C is
+// computed up to the next multiple of the register width. What lies outside of `c_part` becomes zero.
 template <class Layout, Into into, Part c_part = Part::all, class Element, class... Summands>
-inline void product(View<Element> c, Index rows, Index columns, Summands... summands) {
+inline void product(Ahead& ahead, View<Element> c, Index rows, Index columns, Summands... summands) {
   constexpr Index width = Layout::width;
   const Index end = (columns + width - 1) / width * width;
   Index column = 0;
   for (; column + Layout::tile.columns * width <= end; column += Layout::tile.columns * width)
-    product_columns<Layout, into, c_part, Layout::tile.columns>(c, rows, column, summands...);
+    product_columns<Layout, into, c_part, Layout::tile.columns>(ahead, c, rows, column, summands...);
   for (; column + 2 * width <= end; column += 2 * width)
-    product_columns<Layout, into, c_part, 2>(c, rows, column, summands...);
-  for (; column < end; column += width) product_columns<Layout, into, c_part, 1>(c, rows, column, summands...);
+    product_columns<Layout, into, c_part, 2>(ahead, c, rows, column, summands...);
+  for (; column < end; column += width) product_columns<Layout, into, c_part, 1>(ahead, c, rows, column, summands...);
+}
+
+template <class Layout, Into into, Part c_part = Part::all, class Element, class... Summands>
+inline void product(View<Element> c, Index rows, Index columns, Summands... summands) {
+  Ahead nothing;
+  product<Layout, into, c_part>(nothing, c, rows, columns, summands...);
 }
 
 template <class T, int lanes, int... lane>
@@ -276,32 +286,33 @@ inline void mirror(View<Element> matrix, Index size) {
 
 // Rows first .. last of a symmetric sum in tiles N registers wide from `column` on.
 template <class Layout, int N, class Element, class... Summands>
-[[gnu::noinline]] void symmetric_tiles(View<Element> c, Index first, Index last, Index column, Summands... summands) {
+[[gnu::noinline]] void symmetric_tiles(Ahead& ahead, View<Element> c, Index first, Index last, Index column,
+                                       Summands... summands) {
   constexpr int rows = rows_of_tile<Layout>(N);
   Index row = first;
   for (; row + rows <= last; row += rows)
-    product_tile<Layout, Into::add, Part::all, rows, N>(c, row, column, summands...);
-  for (; row < last; ++row) product_tile<Layout, Into::add, Part::all, 1, N>(c, row, column, summands...);
+    product_tile<Layout, Into::add, Part::all, rows, N>(ahead, c, row, column, summands...);
+  for (; row < last; ++row) product_tile<Layout, Into::add, Part::all, 1, N>(ahead, c, row, column, summands...);
 }
 
 // Adds a sum of products that is symmetric to a symmetric matrix C of `size` rows.
 template <class Layout, class Element, class... Summands>
-inline void symmetric_product(View<Element> c, Index size, Summands... summands) {
+inline void symmetric_product(Ahead& ahead, View<Element> c, Index size, Summands... summands) {
   constexpr Index width = Layout::width, block = width > Layout::tile.rows ? width : Layout::tile.rows;
   const Index columns = (size + width - 1) / width * width;
   for (Index row = 0; row < size; row += block) {
     const Index last = row + block < size ? row + block : size;
     Index column = row / width * width;
     for (; column + Layout::tile.columns * width <= columns; column += Layout::tile.columns * width)
-      symmetric_tiles<Layout, Layout::tile.columns>(c, row, last, column, summands...);
+      symmetric_tiles<Layout, Layout::tile.columns>(ahead, c, row, last, column, summands...);
     if constexpr (Layout::tile.columns > 2) {
       if (column + 3 * width <= columns) {
-        symmetric_tiles<Layout, 3>(c, row, last, column, summands...), column += 3 * width;
+        symmetric_tiles<Layout, 3>(ahead, c, row, last, column, summands...), column += 3 * width;
       } else if (column + 2 * width <= columns) {
-        symmetric_tiles<Layout, 2>(c, row, last, column, summands...), column += 2 * width;
+        symmetric_tiles<Layout, 2>(ahead, c, row, last, column, summands...), column += 2 * width;
       }
     }
-    if (column < columns) symmetric_tiles<Layout, 1>(c, row, last, column, summands...);
+    if (column < columns) symmetric_tiles<Layout, 1>(ahead, c, row, last, column, summands...);
   }
   mirror<Layout>(c, size);
 }

@@ -196,19 +196,19 @@ struct Inverse {
 
   // y = x R for n rows, and other summands
   template <class... Summands>
-  void multiply(View<Element> y, View<const Element> x, Index n, Index dim, Summands... summands) const {
-    if (!diagonal) return product<Layout, Into::assign>(y, n, dim, summands..., plus(x, constant(matrix), dim));
+  void multiply(Ahead& ahead, View<Element> y, View<const Element> x, Index n, Index dim, Summands... summands) const {
+    if (!diagonal) return product<Layout, Into::assign>(ahead, y, n, dim, summands..., plus(x, constant(matrix), dim));
     for (Index t = 0; t < n; ++t)
       for (Index d = 0; d < dim; d += Layout::width)
         store(y.data + t * y.rows + d,
               Vector(load<Vector>(x.data + t * x.rows + d) * load<Vector>(reciprocals.data + d)));
-    if constexpr (sizeof...(summands) > 0) product<Layout, Into::add>(y, n, dim, summands...);
+    if constexpr (sizeof...(summands) > 0) product<Layout, Into::add>(ahead, y, n, dim, summands...);
   }
 
   // R <- (R - Y^T Y) / m
-  void update(View<const Element> gains, const Gates<Layout>& gates, Index n, Index dim) {
+  void update(Ahead& ahead, View<const Element> gains, const Gates<Layout>& gates, Index n, Index dim) {
     if (diagonal) spread(dim);
-    symmetric_product<Layout>(matrix, dim, minus(gains.transposed(), gains, n));
+    symmetric_product<Layout>(ahead, matrix, dim, minus(gains.transposed(), gains, n));
     if (gates.any) scale<Layout>(matrix, Element(T(1) / gates.last_decay), dim, dim);
   }
 
@@ -311,6 +311,7 @@ struct MesaForward {
   Evidence<Layout> evidence;
   TokenSolver<Layout> tokens;
   Element inverse_diagonal[chunk];
+  Ahead ahead;
   Index bytes;
 
   MesaForward(const Sizes& size, void* memory) {
@@ -331,7 +332,7 @@ struct MesaForward {
   void run(const MesaProblem<T>& problem, Index index) {
     const Sizes& size = problem.size;
     const Index time = size.time, dim = size.dim, dim_v = size.dim_v;
-    const Group<Layout> group(size, index);
+    const Group<Layout> group(size, index), next = following<Layout>(size, index);
     if (problem.constant) {
       tokens.begin(problem, group);
     } else {
@@ -344,23 +345,26 @@ struct MesaForward {
     for (Index start = 0, n; start < time; start += n) {
       n = gates.begin(problem, group, start);
       if (saved.data != nullptr) solved = saved.solved(start), gains = saved.gains(start);
+      ahead.finish();
       q = rows_to_read(problem.q, group, start, n, dim, q_buffer);
       k = rows_to_read(problem.k, group, start, n, dim, k_buffer);
       v = rows_to_read(problem.v, group, start, n, dim_v, v_buffer);
       const View<Element> o = rows_to_write(problem.o, group, start, n, dim_v, o_buffer);
       evidence.add_keys(k, gates, n, dim), evidence.add(q, n, dim), evidence.add(v, n, dim_v);
       const bool last = start + n == time;
-      prefetch_rows(problem.q, group, size, start + n, chunk, dim);
+      ask_for_rows(ahead, problem.o, group, size, start, n, dim_v);
+      ask_for_chunk(problem, last ? next : group, last ? 0 : start + n);
+      if (saved.data != nullptr && !last) {
+        ask_for_matrix(ahead, saved.gains(start + n), chunk);
+        ask_for_matrix(ahead, saved.solved(start + n), chunk);
+      }
       if (problem.constant) {
         tokens.solve_chunk(solved, q, k, gates, n, dim);
       } else {
         solve_queries(n, dim);
-        if (saved.data != nullptr) prefetch_matrix<true>(saved.solved(start + n), chunk);
         if (!last || problem.final_matrix != nullptr)
-          inverse.update(constant(gains), gates, n, dim);
+          inverse.update(ahead, constant(gains), gates, n, dim);
       }
-      prefetch_rows(problem.k, group, size, start + n, chunk, dim);
-      prefetch_rows<true>(problem.o, group, size, start, n, dim_v);
       if (gates.any) {
         // the effective keys of the linear part
         scaled_rows<Layout>(key, k, n, dim, [this](Index t) { return gates.factor(t); });
@@ -368,16 +372,14 @@ struct MesaForward {
       }
       if (problem.constant) {
         const auto solved_t = transposed<Layout>(constant(solved), chunk, dim, scratch);
-        product<Layout, Into::assign, Part::upper>(scores, n, n, plus(k, solved_t, dim));
+        product<Layout, Into::assign, Part::upper>(ahead, scores, n, n, plus(k, solved_t, dim));
       }
-      product<Layout, Into::assign>(o, n, dim_v, plus<Part::lower>(constant(scores.transposed()), v, n),
+      product<Layout, Into::assign>(ahead, o, n, dim_v, plus<Part::lower>(constant(scores.transposed()), v, n),
                                     plus(constant(solved), constant(past), empty ? 0 : dim));
       finish_rows(problem.o, o, group, start, n, dim_v);
       if (last) evidence.store(problem, group);
       if (last && problem.final_association == nullptr) break;
-      prefetch_rows(problem.v, group, size, start + n, chunk, dim_v);
-      if (saved.data != nullptr) prefetch_matrix<true>(saved.gains(start + n), chunk);
-      product<Layout, Into::add>(past, dim, dim_v, plus(k.transposed(), v, n));
+      product<Layout, Into::add>(ahead, past, dim, dim_v, plus(k.transposed(), v, n));
       if (gates.any) scale<Layout>(past, gates.last_decay, dim, dim_v);
       empty = false;
     }
@@ -391,6 +393,13 @@ struct MesaForward {
   }
 
  private:
+  void ask_for_chunk(const MesaProblem<T>& problem, const Group<Layout>& group, Index start) {
+    const Sizes& size = problem.size;
+    ask_for_rows(ahead, problem.q, group, size, start, chunk, size.dim);
+    ask_for_rows(ahead, problem.k, group, size, start, chunk, size.dim);
+    ask_for_rows(ahead, problem.v, group, size, start, chunk, size.dim_v);
+  }
+
   // G is kept as [D, Dv], and [B, H, Dv, D] outside
   void load_past(const MesaProblem<T>& problem, const Group<Layout>& group) {
     const Index dim = problem.size.dim, dim_v = problem.size.dim_v;
@@ -407,9 +416,9 @@ struct MesaForward {
   void solve_queries(Index n, Index dim) {
     find_gains(n, dim);
     const auto q_t = transposed<Layout>(q, chunk, dim, scratch);
-    product<Layout, Into::assign, Part::upper>(scores, n, n, plus(constant(gains), q_t, dim));
+    product<Layout, Into::assign, Part::upper>(ahead, scores, n, n, plus(constant(gains), q_t, dim));
     clear<Layout>(scores, n, chunk);
-    inverse.multiply(solved, q, n, dim, minus<Part::lower>(constant(scores.transposed()), constant(gains), n));
+    inverse.multiply(ahead, solved, q, n, dim, minus<Part::lower>(constant(scores.transposed()), constant(gains), n));
     solve_upper<Layout>(constant(gram), inverse_diagonal, scores, n);
     if (gates.any)
       scaled_rows<Layout>(scores, constant(scores), n, n, [this](Index t) { return gates.root(t); });
@@ -418,9 +427,9 @@ struct MesaForward {
   void find_gains(Index n, Index dim) {
     const auto keys = effective_rows<Layout>(k, gates, n, dim, key);
     clear<Layout>(gains, n, chunk);
-    inverse.multiply(gains, keys, n, dim);
+    inverse.multiply(ahead, gains, keys, n, dim);
     const auto keys_t = transposed<Layout>(keys, chunk, dim, scratch);
-    product<Layout, Into::assign, Part::upper>(gram, chunk, chunk, plus(constant(gains), keys_t, dim));
+    product<Layout, Into::assign, Part::upper>(ahead, gram, chunk, chunk, plus(constant(gains), keys_t, dim));
     for (Index i = 0; i < chunk; ++i) gram.data[i * gram.rows + i] += T(1);
     cholesky<Layout>(gram, chunk, Element{} + T(1), inverse_diagonal);
     solve_transposed<Layout>(constant(gram), inverse_diagonal, gains, dim);
@@ -445,6 +454,7 @@ struct MesaBackward {
   Gates<Layout> gates;
   TokenSolver<Layout> tokens;
   Element inverse_diagonal[chunk];
+  Ahead ahead;
   Index bytes;
   Index* ends;  // where the chunks of the forward pass ended
 
@@ -472,7 +482,7 @@ struct MesaBackward {
     const Group<Layout> group(size, index);
     const Saved<Layout> saved(size, problem.saved, index);
     const Index chunks = solve_forward(problem, group, saved);
-    accumulate_backward(problem, group, saved, chunks);
+    accumulate_backward(problem, group, following<Layout>(size, index), saved, chunks);
   }
 
  private:
@@ -484,23 +494,34 @@ struct MesaBackward {
     Index chunks = 0;
     for (Index start = 0, n; start < time; start += n) {
       n = gates.begin(problem, group, start);
+      ahead.finish();
       rows.read(problem, group, start, n);
       const View<Element> solved{w.data + start * w.rows, w.rows};
       const bool last = start + n == time;
-      prefetch_rows<true>(problem.dq, group, size, start, n, dim);
+      ask_for_rows(ahead, problem.dq, group, size, start, n, dim);
+      if (!last) {
+        ask_for_chunk(problem, group, start + n);
+        ask_for_matrix(ahead, saved.gains(start + n), chunk);
+      } else {
+        ask_for_matrix(ahead, saved.solved(start), chunk);
+      }
       if (problem.constant) {
         solve_tokens(solved, n, dim, dim_v, empty, last);
       } else {
         regress(solved, constant(saved.gains(start)), n, dim, dim_v, empty, last);
       }
-      prefetch_rows(problem.k, group, size, start + n, chunk, dim);
       store_rows(problem.dq, constant(solved), group, start, n, dim);
-      prefetch_rows(problem.v, group, size, start + n, chunk, dim_v);
-      prefetch_rows(problem.g, group, size, start + n, chunk, dim_v);
       ends[chunks++] = start + n;
       empty = false;
     }
     return chunks;
+  }
+
+  void ask_for_chunk(const MesaProblem<T>& problem, const Group<Layout>& group, Index start) {
+    const Sizes& size = problem.size;
+    ask_for_rows(ahead, problem.k, group, size, start, chunk, size.dim);
+    ask_for_rows(ahead, problem.v, group, size, start, chunk, size.dim_v);
+    ask_for_rows(ahead, problem.g, group, size, start, chunk, size.dim_v);
   }
 
   void begin(const MesaProblem<T>& problem, const Group<Layout>& group) {
@@ -511,7 +532,7 @@ struct MesaBackward {
     // Phi = G_0 H_0^-1
     inverse.begin(problem, group);
     load_matrix(future, problem.association, problem.size, group, dim_v, dim);
-    inverse.multiply(weights, constant(future), dim_v, dim);
+    inverse.multiply(ahead, weights, constant(future), dim_v, dim);
   }
 
   // w_t = H_t^-1 G_t^T g_t where the ridge is forgotten: the regression itself is carried from chunk to chunk. With Phi
@@ -526,7 +547,7 @@ struct MesaBackward {
     const auto keys = effective_rows<Layout>(rows.k, gates, n, dim, key);
     const auto values = effective_rows<Layout>(rows.v, gates, n, dim_v, value);
     const auto keys_t = transposed<Layout>(keys, chunk, dim, scratch);
-    product<Layout, Into::assign, Part::upper>(factor, n, n, plus(gains, keys_t, dim));
+    product<Layout, Into::assign, Part::upper>(ahead, factor, n, n, plus(gains, keys_t, dim));
     for (Index i = 0; i < n; ++i) {
       const Element difference = factor.data[i * factor.rows + i];  // u - 1 / u
       inverse_diagonal[i] = T(2) / (difference + square_root<T>(Element(difference * difference + T(4))));
@@ -535,15 +556,16 @@ struct MesaBackward {
     if (empty) {
       clear<Layout>(innovations, 0, n);
     } else {
-      multiply_transposed<Layout>(innovations, keys, keys_t, constant(weights), n, dim, dim_v, out_v_t);
+      multiply_transposed<Layout>(ahead, innovations, keys, keys_t, constant(weights), n, dim, dim_v, out_v_t);
     }
     subtract_from(innovations, values, n, dim_v);
     solve_transposed<Layout>(constant(factor), inverse_diagonal, innovations, dim_v);
     const auto innovations_t = transposed<Layout>(constant(innovations), chunk, dim_v, scratch_v);
-    product<Layout, Into::assign, Part::lower>(scores, n, n, plus(rows.g, innovations_t, dim_v));
-    product<Layout, Into::assign>(solved, n, dim, plus<Part::lower>(constant(scores), gains, n),
+    product<Layout, Into::assign, Part::lower>(ahead, scores, n, n, plus(rows.g, innovations_t, dim_v));
+    product<Layout, Into::assign>(ahead, solved, n, dim, plus<Part::lower>(constant(scores), gains, n),
                                   plus(rows.g, constant(weights), empty ? 0 : dim_v));
-    if (!last) product<Layout, Into::add>(weights, dim_v, dim, plus(constant(innovations).transposed(), gains, n));
+    if (last) return;
+    product<Layout, Into::add>(ahead, weights, dim_v, dim, plus(constant(innovations).transposed(), gains, n));
   }
 
   // predictions <- values - predictions
@@ -562,17 +584,17 @@ struct MesaBackward {
     scaled_rows<Layout>(key, k, n, dim, [this](Index t) { return gates.factor(t); });
     const View<Element> out = out_buffer;
     const auto v_t = transposed<Layout>(v, chunk, dim_v, scratch_v);
-    product<Layout, Into::assign, Part::lower>(scores, n, n, plus(g, v_t, dim_v));
-    product<Layout, Into::assign>(out, n, dim, plus<Part::lower>(constant(scores), constant(key), n),
+    product<Layout, Into::assign, Part::lower>(ahead, scores, n, n, plus(g, v_t, dim_v));
+    product<Layout, Into::assign>(ahead, out, n, dim, plus<Part::lower>(constant(scores), constant(key), n),
                                   plus(g, constant(weights), empty ? 0 : dim_v));
     tokens.solve_chunk(solved, constant(out), k, gates, n, dim);
     if (last) return;
-    product<Layout, Into::add>(weights, dim_v, dim, plus(v.transposed(), constant(key), n));
+    product<Layout, Into::add>(ahead, weights, dim_v, dim, plus(v.transposed(), constant(key), n));
     scale<Layout>(weights, gates.last_decay, dim_v, dim);
   }
 
-  void accumulate_backward(const MesaProblem<T>& problem, const Group<Layout>& group, const Saved<Layout>& saved,
-                           Index chunks) {
+  void accumulate_backward(const MesaProblem<T>& problem, const Group<Layout>& group, const Group<Layout>& next,
+                           const Saved<Layout>& saved, Index chunks) {
     const Sizes& size = problem.size;
     const Index dim = size.dim, dim_v = size.dim_v;
     clear<Layout>(future, 0, dim_v);
@@ -585,7 +607,17 @@ struct MesaBackward {
       const auto solved = constant(saved.solved(start));
       const View<const Element> w_rows{w.data + start * w.rows, w.rows};
       const Index before = index < 2 ? 0 : ends[index - 2];
+      ahead.finish();
       rows.read_again(problem, group, start, n);
+      ask_for_rows(ahead, problem.dv, group, size, start, n, dim_v);
+      ask_for_rows(ahead, problem.dk, group, size, start, n, dim);
+      if (index > 0) {
+        ask_for_matrix(ahead, saved.solved(before), chunk);
+        ask_for_matrix(ahead, View<Element>{w.data + before * w.rows, w.rows}, chunk);
+        if (!rows.kept) ask_for_chunk(problem, group, before);
+      } else {
+        ask_for_chunk(problem, next, 0);
+      }
       const auto k = rows.k, v = rows.v, g = rows.g;
       if (gates.any && !last) {
         scale<Layout>(future, gates.last_decay, dim_v, dim);
@@ -597,27 +629,20 @@ struct MesaBackward {
       const View<Element> out_v = rows_to_write(problem.dv, group, start, n, dim_v, out_v_buffer);
       // scores q~ k^T and pulls g v^T - w k^T are kept as [t, i]
       const auto k_t = transposed<Layout>(k, chunk, dim, scratch), v_t = transposed<Layout>(v, chunk, dim_v, scratch_v);
-      product<Layout, Into::assign, Part::lower>(scores, n, n, plus(solved, k_t, dim));
-      product<Layout, Into::assign, Part::lower>(pulls, n, n, plus(g, v_t, dim_v), minus(w_rows, k_t, dim));
+      product<Layout, Into::assign, Part::lower>(ahead, scores, n, n, plus(solved, k_t, dim));
+      product<Layout, Into::assign, Part::lower>(ahead, pulls, n, n, plus(g, v_t, dim_v), minus(w_rows, k_t, dim));
       // dv = k P^T + upper(k q~^T) g
-      prefetch_rows<true>(problem.dv, group, size, start, n, dim_v);
-      if (!rows.kept) prefetch_rows(problem.k, group, size, before, chunk, dim);
-      future_values<Layout>(out_v, g, constant(scores), k, k_t, constant(future), last, n, dim, dim_v, out_v_t);
-      prefetch_rows<true>(problem.dk, group, size, start, n, dim);
-      if (!rows.kept) prefetch_rows(problem.v, group, size, before, chunk, dim_v);
+      future_values<Layout>(ahead, out_v, g, constant(scores), k, k_t, constant(future), last, n, dim, dim_v, out_v_t);
       // dk = v P - k S + upper(v g^T - k w^T) q~ - upper(k q~^T) w
-      product<Layout, Into::assign>(out, n, dim, plus<Part::upper>(constant(pulls.transposed()), solved, n),
+      product<Layout, Into::assign>(ahead, out, n, dim, plus<Part::upper>(constant(pulls.transposed()), solved, n),
                                     minus<Part::upper>(constant(scores.transposed()), w_rows, n),
                                     plus(v, constant(future), last ? 0 : dim_v),
                                     minus(k, constant(pairs), last ? 0 : dim));
-      prefetch_matrix<false>(saved.solved(before), chunk);
       // what lies before needs the sums from here on
       if (index > 0 || problem.dassociation != nullptr)
-        product<Layout, Into::add>(future, dim_v, dim, plus(g.transposed(), solved, n));
-      if (!rows.kept) prefetch_rows(problem.g, group, size, before, chunk, dim_v);
-      prefetch_matrix<false>(View<Element>{w.data + before * w.rows, w.rows}, chunk);
+        product<Layout, Into::add>(ahead, future, dim_v, dim, plus(g.transposed(), solved, n));
       if (index > 0 || problem.pairs != nullptr)
-        symmetric_product<Layout>(pairs, dim, plus(w_rows.transposed(), solved, n),
+        symmetric_product<Layout>(ahead, pairs, dim, plus(w_rows.transposed(), solved, n),
                                   plus(solved.transposed(), w_rows, n));
       add_ridge_gradient(problem, w_rows, solved, n);
       if (problem.penalty.data != nullptr) find_penalty(problem, group, w_rows, solved, start, n);

@@ -15,8 +15,8 @@ using Index = std::int64_t;
 template <class T, int N>
 using Pack __attribute__((vector_size(N * sizeof(T)))) = T;
 
-// A tile of a product: its rows, and its columns in registers. The more sums it has the fewer loads there are for each of
-// them, but the factors need registers too.
+// A tile of a product: its rows, and its columns in registers. The more sums it has the fewer loads there are for each,
+// but the factors need registers, too.
 struct Tile {
   int rows, columns;
 };
@@ -45,6 +45,7 @@ struct HeadsInLanes {
   static constexpr int width = 1;  // columns of a matrix in one register
   static constexpr int chunk = 10;  // tokens treated at once
   static constexpr Tile tile = lanes_tile;
+  static constexpr int lines_ahead = register_bytes * 3 / 4;  // asked for with each column of tiles: see ahead.h
   using Element = Pack<T, heads>;
   using Vector = Element;
 };
@@ -57,6 +58,7 @@ struct ColumnsInLanes {
   static constexpr int width = register_bytes / sizeof(T);
   static constexpr int chunk = 16;
   static constexpr Tile tile = columns_tile;
+  static constexpr int lines_ahead = register_bytes / 8;  // asked for with each tile
   using Element = T;
   using Vector = Pack<T, width>;
 };
