@@ -52,6 +52,43 @@ inline Operand<T> normalisers(T* all, const Sizes& size, Index first) {
   return {all + 2 * first, size.heads * 2 * size.time, 0, 2 * size.time, 1};
 }
 
+// Of the keys that n queries from `first` on see, the first ones are seen by all of them; the scores of the last n are a
+// lower triangle.
+template <class Element>
+inline View<Element> from_row(View<Element> matrix, Index row) {
+  return {matrix.data + row * matrix.rows, matrix.rows};
+}
+template <class Element>
+inline View<Element> from_column(View<Element> matrix, Index column) {
+  return {matrix.data + column, matrix.rows};
+}
+
+// scores = q k^T for n queries from `first` on, zero for the keys after each
+template <class Layout, class Element>
+inline void causal_scores(View<Element> scores, View<const Element> q, View<const Element> k, Index first, Index n,
+                          Index dim) {
+  product<Layout, Into::assign>(scores, n, first, plus(q, k.transposed(), dim));
+  product<Layout, Into::assign, Part::lower>(from_column(scores, first), n, n,
+                                             plus(q, from_row(k, first).transposed(), dim));
+}
+
+// out = scores v
+template <class Layout, class Element>
+inline void causal_sums(View<Element> out, View<const Element> scores, View<const Element> v, Index first, Index n,
+                        Index dim) {
+  product<Layout, Into::assign>(out, n, dim, plus(scores, v, first),
+                                plus<Part::lower>(from_column(scores, first), from_row(v, first), n));
+}
+
+// out += scores^T g, for rows up to first + n, of which the last n had nothing before
+template <class Layout, class Element>
+inline void add_transposed_sums(View<Element> out, View<const Element> scores, View<const Element> g, Index first,
+                                Index n, Index dim) {
+  product<Layout, Into::add>(out, first, dim, plus(scores.transposed(), g, n));
+  product<Layout, Into::assign>(from_row(out, first), n, dim,
+                                plus<Part::upper>(from_column(scores, first).transposed(), g, n));
+}
+
 template <class Layout>
 struct SoftmaxForward {
   using T = typename Layout::Number;
@@ -74,20 +111,19 @@ struct SoftmaxForward {
     load_rows(k, problem.k, group, 0, time, dim);
     load_rows(v, problem.v, group, 0, time, dim_v);
     for (Index first = 0; first < time; first += softmax_rows) {
-      const Index n = time - first < softmax_rows ? time - first : softmax_rows, keys = first + n;
+      const Index n = time - first < softmax_rows ? time - first : softmax_rows;
       load_rows(q, problem.q, group, first, n, dim);
       scale<Layout>(q, Element{} + problem.scale, n, dim);
-      product<Layout, Into::assign>(scores, n, keys, plus(constant(q), constant(k.transposed()), dim));
+      causal_scores<Layout>(scores, constant(q), constant(k), first, n, dim);
       for (Index r = 0; r < n; ++r) {
         Element* row = scores.data + r * scores.rows;
         Element largest = row[0];
         for (Index i = 1; i <= first + r; ++i) largest = row[i] > largest ? row[i] : largest;
         Element sum{};
         for (Index i = 0; i <= first + r; ++i) sum += row[i] = exponential<T>(Element(row[i] - largest));
-        for (Index i = first + r + 1; i < keys; ++i) row[i] = Element{};
         normaliser.data[2 * r] = largest, normaliser.data[2 * r + 1] = T(1) / sum;
       }
-      product<Layout, Into::assign>(o, n, dim_v, plus(constant(scores), constant(v), keys));
+      causal_sums<Layout>(o, constant(scores), constant(v), first, n, dim_v);
       scaled_rows<Layout>(o, constant(o), n, dim_v, [this](Index r) { return normaliser.data[2 * r + 1]; });
       store_rows(problem.o, constant(o), group, first, n, dim_v);
       store_rows(normalisers(problem.normaliser, problem.size, first), constant(normaliser), group, 0, 1, 2 * n);
@@ -120,17 +156,15 @@ struct SoftmaxBackward {
     const Group<Layout> group(problem.size, index);
     load_rows(k, problem.k, group, 0, time, dim);
     load_rows(v, problem.v, group, 0, time, dim_v);
-    clear<Layout>(dk, 0, time);
-    clear<Layout>(dv, 0, time);
     for (Index first = 0; first < time; first += softmax_rows) {
-      const Index n = time - first < softmax_rows ? time - first : softmax_rows, keys = first + n;
+      const Index n = time - first < softmax_rows ? time - first : softmax_rows;
       load_rows(q, problem.q, group, first, n, dim);
       load_rows(g, problem.g, group, first, n, dim_v);
       load_rows(normaliser, normalisers<const T>(problem.normaliser, problem.size, first), group, 0, 1, 2 * n);
       // dk takes the scale with it
       scale<Layout>(q, Element{} + problem.scale, n, dim);
-      product<Layout, Into::assign>(scores, n, keys, plus(constant(q), constant(k.transposed()), dim));
-      product<Layout, Into::assign>(pulled, n, keys, plus(constant(g), constant(v.transposed()), dim_v));
+      causal_scores<Layout>(scores, constant(q), constant(k), first, n, dim);
+      causal_scores<Layout>(pulled, constant(g), constant(v), first, n, dim_v);
       for (Index r = 0; r < n; ++r) {
         Element *row = scores.data + r * scores.rows, *pull = pulled.data + r * pulled.rows;
         const Element largest = normaliser.data[2 * r], inverse = normaliser.data[2 * r + 1];
@@ -140,11 +174,10 @@ struct SoftmaxBackward {
           mean += row[i] * pull[i];
         }
         for (Index i = 0; i <= first + r; ++i) pull[i] = row[i] * (pull[i] - mean);
-        for (Index i = first + r + 1; i < keys; ++i) row[i] = pull[i] = Element{};
       }
-      product<Layout, Into::add>(dv, keys, dim_v, plus(constant(scores.transposed()), constant(g), n));
-      product<Layout, Into::assign>(dq, n, dim, plus(constant(pulled), constant(k), keys));
-      product<Layout, Into::add>(dk, keys, dim, plus(constant(pulled.transposed()), constant(q), n));
+      add_transposed_sums<Layout>(dv, constant(scores), constant(g), first, n, dim_v);
+      causal_sums<Layout>(dq, constant(pulled), constant(k), first, n, dim);
+      add_transposed_sums<Layout>(dk, constant(pulled), constant(q), first, n, dim);
       scale<Layout>(dq, Element{} + problem.scale, n, dim);
       store_rows(problem.dq, constant(dq), group, first, n, dim);
     }

@@ -151,7 +151,7 @@ void test_softmax(const KernelSet<T>& set, const Sizes& size, Memory memory, int
   SoftmaxProblem<T> problem;
   problem.size = size, problem.q = operands.q, problem.k = operands.k, problem.v = operands.v;
   problem.scale = T(1 / std::sqrt(double(size.dim)));
-  problem.o = o, problem.normaliser = normaliser, problem.g = operands.g;
+  problem.o = o, problem.normaliser = normaliser.data(), problem.g = operands.g;
   problem.dq = gradients.dq, problem.dk = gradients.dk, problem.dv = gradients.dv;
   run(set, set.softmax_forward, problem, threads);
   run(set, set.softmax_backward, problem, threads);
