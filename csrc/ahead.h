@@ -7,8 +7,9 @@
 
 namespace MESASCOPE_ISA {
 
-// Rows of bytes, of which every tile of a product asks for a few lines. Asked for at once they would have to be waited
-// for: a core keeps some twenty lines on their way, however many it wants.
+// Rows of bytes, of which products ask for some lines at a time: with each tile, or with each column of tiles where
+// tiles are small. Asked for at once they would have to be waited for, since a core keeps only some twenty lines on
+// their way.
 class Ahead {
  public:
   // `rows` of so many bytes, `stride` bytes apart; what the list has no room for comes when it is read
@@ -42,7 +43,6 @@ class Ahead {
 
   static std::uintptr_t line_of(std::uintptr_t address) { return address / line * line; }
 
-  // Always inlined: GCC takes a function that only asks for memory for one without effect, and drops its calls.
   [[gnu::always_inline]] void ask(std::uintptr_t lines) {
     while (lines > 0 && done_ < listed_) {
       Rows& rows = list_[done_];

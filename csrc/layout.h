@@ -148,22 +148,16 @@ inline void finish_rows(const Operand<T>& to, View<Element> rows, const Group<La
   if (!in_place<Layout>(to, count, dim)) store_rows(to, constant(rows), group, time, count, dim);
 }
 
-// The group whose operands are asked for while the last chunk of this one is computed: the next one, if there is one.
-template <class Layout>
-inline Group<Layout> following(const Sizes& size, Index group) {
-  return Group<Layout>(size, group + 1 < groups<Layout>(size) ? group + 1 : group);
-}
-
 // Asks for rows time .. time + count of an operand, as far as it has them: the rows of one head lie too far apart for
 // the processor to guess.
 template <class Layout, class T>
 inline void ask_for_rows(Ahead& ahead, const Operand<T>& operand, const Group<Layout>& group, const Sizes& size,
                          Index time, Index count, Index dim) {
   if (time + count > size.time) count = size.time - time;
-  for (int lane = 0, next; lane < Layout::heads; lane = next) {
+  for (int lane = 0, next; lane < group.count; lane = next) {
     const T *row = group.at(operand, lane, time), *last = row;
     // heads next to each other share lines
-    for (next = lane + 1; next < Layout::heads && group.at(operand, next, time) == last + dim; ++next) last += dim;
+    for (next = lane + 1; next < group.count && group.at(operand, next, time) == last + dim; ++next) last += dim;
     ahead.add(row, (last + dim - row) * Index(sizeof(T)), operand.time * Index(sizeof(T)), count);
   }
 }
@@ -171,6 +165,15 @@ inline void ask_for_rows(Ahead& ahead, const Operand<T>& operand, const Group<La
 template <class Element>
 inline void ask_for_matrix(Ahead& ahead, View<Element> matrix, Index rows) {
   ahead.add(matrix.data, rows * matrix.rows * Index(sizeof(Element)), 0, 1);
+}
+
+// What the chunk of a forward pass that begins at `start` reads
+template <class Layout, class Problem>
+inline void ask_for_operands(Ahead& ahead, const Problem& problem, const Group<Layout>& group, Index start) {
+  const Sizes& size = problem.size;
+  ask_for_rows(ahead, problem.q, group, size, start, Layout::chunk, size.dim);
+  ask_for_rows(ahead, problem.k, group, size, start, Layout::chunk, size.dim);
+  ask_for_rows(ahead, problem.v, group, size, start, Layout::chunk, size.dim_v);
 }
 
 // a contiguous [B, H, rows, columns] tensor into a matrix, and back
@@ -241,6 +244,15 @@ struct BackwardRows {
     k = rows_to_read(problem.k, group, start, count, problem.size.dim, at(keys_, start));
     v = rows_to_read(problem.v, group, start, count, problem.size.dim_v, at(values_, start));
     g = rows_to_read(problem.g, group, start, count, problem.size.dim_v, at(gradients_, start));
+  }
+
+  // What `read` reads
+  template <class Problem>
+  void ask_for(Ahead& ahead, const Problem& problem, const Group<Layout>& group, Index start) const {
+    const Sizes& size = problem.size;
+    ask_for_rows(ahead, problem.k, group, size, start, Layout::chunk, size.dim);
+    ask_for_rows(ahead, problem.v, group, size, start, Layout::chunk, size.dim_v);
+    ask_for_rows(ahead, problem.g, group, size, start, Layout::chunk, size.dim_v);
   }
 
   // the same on the way back

@@ -40,16 +40,18 @@ struct LinearForward {
     bytes = space.bytes();
   }
 
-  void run(const LinearProblem<T>& problem, Index index) {
+  // one group of heads; the operands of the following one, if it is another, are asked for
+  void run(const LinearProblem<T>& problem, Index index, Index following) {
     const auto [batch, time, heads, dim, dim_v] = problem.size;
-    const Group<Layout> group(problem.size, index), next = following<Layout>(problem.size, index);
+    const Group<Layout> group(problem.size, index), next(problem.size, following);
+    const Index next_start = following == index ? time : 0;
     clear<Layout>(past, 0, dim);
     for (Index start = 0; start < time; start += chunk) {
       const Index n = time - start < chunk ? time - start : chunk;
       const bool last = start + n == time;
       ahead.finish();
       ask_for_rows(ahead, problem.o, group, problem.size, start, n, dim_v);
-      ask_for_chunk(problem, last ? next : group, last ? 0 : start + n);
+      ask_for_operands(ahead, problem, last ? next : group, last ? next_start : start + n);
       const auto q = rows_to_read(problem.q, group, start, n, dim, q_buffer);
       const auto k = rows_to_read(problem.k, group, start, n, dim, k_buffer);
       const auto v = rows_to_read(problem.v, group, start, n, dim_v, v_buffer);
@@ -57,14 +59,6 @@ struct LinearForward {
       attend_chunk<Layout>(ahead, o, q, k, v, past, start == 0, last, n, dim, dim_v, scores, scratch);
       finish_rows(problem.o, o, group, start, n, dim_v);
     }
-  }
-
- private:
-  void ask_for_chunk(const LinearProblem<T>& problem, const Group<Layout>& group, Index start) {
-    const Sizes& size = problem.size;
-    ask_for_rows(ahead, problem.q, group, size, start, chunk, size.dim);
-    ask_for_rows(ahead, problem.k, group, size, start, chunk, size.dim);
-    ask_for_rows(ahead, problem.v, group, size, start, chunk, size.dim_v);
   }
 };
 
@@ -122,9 +116,11 @@ struct LinearBackward {
     bytes = space.bytes();
   }
 
-  void run(const LinearProblem<T>& problem, Index index) {
+  // one group of heads; the operands of the following one, if it is another, are asked for
+  void run(const LinearProblem<T>& problem, Index index, Index following) {
     const auto [batch, time, heads, dim, dim_v] = problem.size;
-    const Group<Layout> group(problem.size, index), next = following<Layout>(problem.size, index);
+    const Group<Layout> group(problem.size, index), next(problem.size, following);
+    const Index next_start = following == index ? time : 0;
     clear<Layout>(past, 0, dim_v);
     clear<Layout>(future, 0, dim_v);
     for (Index start = 0; start < time; start += chunk) {
@@ -136,7 +132,7 @@ struct LinearBackward {
       if (last) {
         ask_for_rows(ahead, problem.q, group, problem.size, start, n, dim);
       } else {
-        ask_for_chunk(problem, group, start + n);
+        rows.ask_for(ahead, problem, group, start + n);
       }
       const auto out = rows_to_write(problem.dq, group, start, n, dim, out_buffer);
       attend_chunk<Layout>(ahead, out, rows.g, rows.v, rows.k, past, start == 0, last, n, dim_v, dim, scores,
@@ -152,9 +148,9 @@ struct LinearBackward {
       ask_for_rows(ahead, problem.dk, group, problem.size, start, n, dim);
       if (start > 0) {
         ask_for_rows(ahead, problem.q, group, problem.size, start - chunk, chunk, dim);
-        if (!rows.kept) ask_for_chunk(problem, group, start - chunk);
+        if (!rows.kept) rows.ask_for(ahead, problem, group, start - chunk);
       } else {
-        ask_for_chunk(problem, next, 0);
+        rows.ask_for(ahead, problem, next, next_start);
       }
       const auto q = rows_to_read(problem.q, group, start, n, dim, q_buffer);
       const auto out = rows_to_write(problem.dk, group, start, n, dim, out_buffer);
@@ -171,14 +167,6 @@ struct LinearBackward {
       finish_rows(problem.dv, out_v, group, start, n, dim_v);
       finish_rows(problem.dk, out, group, start, n, dim);
     }
-  }
-
- private:
-  void ask_for_chunk(const LinearProblem<T>& problem, const Group<Layout>& group, Index start) {
-    const Sizes& size = problem.size;
-    ask_for_rows(ahead, problem.k, group, size, start, chunk, size.dim);
-    ask_for_rows(ahead, problem.v, group, size, start, chunk, size.dim_v);
-    ask_for_rows(ahead, problem.g, group, size, start, chunk, size.dim_v);
   }
 };
 

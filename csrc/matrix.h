@@ -14,6 +14,8 @@ struct View {
   Element* data;
   Index rows, columns = 1;
   View transposed() const { return {data, columns, rows}; }
+  View from_row(Index row) const { return {data + row * rows, rows, columns}; }
+  View from_column(Index column) const { return {data + column * columns, rows, columns}; }
 };
 
 template <class Element>
@@ -85,7 +87,7 @@ template <class Layout, Into into, Part c_part, int R, int N, class Element, cla
                                                 Summands... summands) {
   using Vector = typename Layout::Vector;
   constexpr int width = Layout::width;
-  if constexpr (Layout::width > 1) ahead.ask_for(Layout::lines_ahead);
+  if constexpr (Layout::lines_per_tile > 0) ahead.ask_for(Layout::lines_per_tile);
   Vector sum[R][N] = {};
   const bool above = column >= row + R, below = column + N * width <= row;
   const bool outside = (c_part == Part::lower && above) || (c_part == Part::upper && below);
@@ -107,6 +109,12 @@ constexpr int rows_of_tile(int n) {
   return fitting < 8 ? fitting : 8;
 }
 
+// Up to which row tiles of so many rows are taken. Three of the last four would leave one, which loads as much as two.
+constexpr Index tiles_end(int tile, Index row, Index rows) {
+  if (tile == 3 && rows > row + 3 && (rows - row) % 3 == 1) return rows - 4;
+  return rows - tile + 1;
+}
+
 template <Part part, bool negative, class Element>
 constexpr bool triangular(const Summand<part, negative, Element>*) {
   return part != Part::all;
@@ -117,15 +125,13 @@ template <class Layout, Into into, Part c_part, int N, class Element, class... S
 [[gnu::noinline]] void product_columns(Ahead& ahead, View<Element> c, Index rows, Index column, Summands... summands) {
   // of a C one register wide no tile lies outside of its part
   constexpr bool steps = (c_part != Part::all && N > 1) || (triangular(static_cast<const Summands*>(nullptr)) || ...);
-  if constexpr (Layout::width == 1) ahead.ask_for(Layout::lines_ahead);
+  if constexpr (Layout::lines_per_column > 0) ahead.ask_for(Layout::lines_per_column);
   constexpr int most = steps ? Layout::tile.rows : rows_of_tile<Layout>(N);
   Index row = 0;
-  // a row alone loads as much as two: three and one are taken as two and two
-  const Index wide = most == 3 && rows > 3 && rows % 3 == 1 ? rows - 3 : rows;
-  for (; row + most <= wide; row += most)
+  for (const Index end = tiles_end(most, row, rows); row < end; row += most)
     product_tile<Layout, into, c_part, most, N>(ahead, c, row, column, summands...);
   if constexpr (most > Layout::tile.rows)
-    for (; row + Layout::tile.rows <= rows; row += Layout::tile.rows)
+    for (const Index end = tiles_end(Layout::tile.rows, row, rows); row < end; row += Layout::tile.rows)
       product_tile<Layout, into, c_part, Layout::tile.rows, N>(ahead, c, row, column, summands...);
   for (; row + 2 <= rows; row += 2) product_tile<Layout, into, c_part, 2, N>(ahead, c, row, column, summands...);
   for (; row < rows; ++row) product_tile<Layout, into, c_part, 1, N>(ahead, c, row, column, summands...);
@@ -225,7 +231,7 @@ template <class T, int lanes>
   for (int j = 0; j < 4; ++j) m[j] = from[j];
   transpose_blocks(m, std::make_integer_sequence<int, lanes>());
   for (int i = 0; i < 4; ++i) {
-    Quad blocks[lanes / 4];  // that compilers store without shuffling
+    Quad blocks[lanes / 4];  // copied, not shuffled out of m[i]: compilers store blocks directly then
     std::memcpy(blocks, &m[i], sizeof(blocks));
     for (int block = 0; block < lanes / 4; ++block) store(to[4 * block + i] + offset, blocks[block]);
   }
@@ -284,11 +290,18 @@ inline void mirror(View<Element> matrix, Index size) {
   }
 }
 
+// rows of a symmetric matrix that are computed from the same column on
+template <class Layout>
+constexpr int symmetric_rows() {
+  return Layout::width > Layout::tile.rows ? Layout::width : Layout::tile.rows;
+}
+
 // Rows first .. last of a symmetric sum in tiles N registers wide from `column` on.
 template <class Layout, int N, class Element, class... Summands>
 [[gnu::noinline]] void symmetric_tiles(Ahead& ahead, View<Element> c, Index first, Index last, Index column,
                                        Summands... summands) {
-  constexpr int rows = rows_of_tile<Layout>(N);
+  if constexpr (Layout::lines_per_column > 0) ahead.ask_for(Layout::lines_per_column);
+  constexpr int fitting = rows_of_tile<Layout>(N), all = symmetric_rows<Layout>(), rows = fitting < all ? fitting : all;
   Index row = first;
   for (; row + rows <= last; row += rows)
     product_tile<Layout, Into::add, Part::all, rows, N>(ahead, c, row, column, summands...);
@@ -298,7 +311,7 @@ template <class Layout, int N, class Element, class... Summands>
 // Adds a sum of products that is symmetric to a symmetric matrix C of `size` rows.
 template <class Layout, class Element, class... Summands>
 inline void symmetric_product(Ahead& ahead, View<Element> c, Index size, Summands... summands) {
-  constexpr Index width = Layout::width, block = width > Layout::tile.rows ? width : Layout::tile.rows;
+  constexpr Index width = Layout::width, block = symmetric_rows<Layout>();
   const Index columns = (size + width - 1) / width * width;
   for (Index row = 0; row < size; row += block) {
     const Index last = row + block < size ? row + block : size;

@@ -329,10 +329,12 @@ struct MesaForward {
     bytes = space.bytes();
   }
 
-  void run(const MesaProblem<T>& problem, Index index) {
+  // one group of heads; the operands of the following one, if it is another, are asked for
+  void run(const MesaProblem<T>& problem, Index index, Index following) {
     const Sizes& size = problem.size;
     const Index time = size.time, dim = size.dim, dim_v = size.dim_v;
-    const Group<Layout> group(size, index), next = following<Layout>(size, index);
+    const Group<Layout> group(size, index), next(size, following);
+    const Index next_start = following == index ? time : 0;
     if (problem.constant) {
       tokens.begin(problem, group);
     } else {
@@ -353,7 +355,7 @@ struct MesaForward {
       evidence.add_keys(k, gates, n, dim), evidence.add(q, n, dim), evidence.add(v, n, dim_v);
       const bool last = start + n == time;
       ask_for_rows(ahead, problem.o, group, size, start, n, dim_v);
-      ask_for_chunk(problem, last ? next : group, last ? 0 : start + n);
+      ask_for_operands(ahead, problem, last ? next : group, last ? next_start : start + n);
       if (saved.data != nullptr && !last) {
         ask_for_matrix(ahead, saved.gains(start + n), chunk);
         ask_for_matrix(ahead, saved.solved(start + n), chunk);
@@ -393,13 +395,6 @@ struct MesaForward {
   }
 
  private:
-  void ask_for_chunk(const MesaProblem<T>& problem, const Group<Layout>& group, Index start) {
-    const Sizes& size = problem.size;
-    ask_for_rows(ahead, problem.q, group, size, start, chunk, size.dim);
-    ask_for_rows(ahead, problem.k, group, size, start, chunk, size.dim);
-    ask_for_rows(ahead, problem.v, group, size, start, chunk, size.dim_v);
-  }
-
   // G is kept as [D, Dv], and [B, H, Dv, D] outside
   void load_past(const MesaProblem<T>& problem, const Group<Layout>& group) {
     const Index dim = problem.size.dim, dim_v = problem.size.dim_v;
@@ -477,12 +472,14 @@ struct MesaBackward {
     bytes = space.bytes();
   }
 
-  void run(const MesaProblem<T>& problem, Index index) {
+  // one group of heads; the operands of the following one, if it is another, are asked for
+  void run(const MesaProblem<T>& problem, Index index, Index following) {
     const Sizes& size = problem.size;
     const Group<Layout> group(size, index);
     const Saved<Layout> saved(size, problem.saved, index);
     const Index chunks = solve_forward(problem, group, saved);
-    accumulate_backward(problem, group, following<Layout>(size, index), saved, chunks);
+    const Index next_start = following == index ? size.time : 0;
+    accumulate_backward(problem, group, saved, chunks, Group<Layout>(size, following), next_start);
   }
 
  private:
@@ -496,11 +493,11 @@ struct MesaBackward {
       n = gates.begin(problem, group, start);
       ahead.finish();
       rows.read(problem, group, start, n);
-      const View<Element> solved{w.data + start * w.rows, w.rows};
+      const View<Element> solved = w.from_row(start);
       const bool last = start + n == time;
       ask_for_rows(ahead, problem.dq, group, size, start, n, dim);
       if (!last) {
-        ask_for_chunk(problem, group, start + n);
+        rows.ask_for(ahead, problem, group, start + n);
         ask_for_matrix(ahead, saved.gains(start + n), chunk);
       } else {
         ask_for_matrix(ahead, saved.solved(start), chunk);
@@ -515,13 +512,6 @@ struct MesaBackward {
       empty = false;
     }
     return chunks;
-  }
-
-  void ask_for_chunk(const MesaProblem<T>& problem, const Group<Layout>& group, Index start) {
-    const Sizes& size = problem.size;
-    ask_for_rows(ahead, problem.k, group, size, start, chunk, size.dim);
-    ask_for_rows(ahead, problem.v, group, size, start, chunk, size.dim_v);
-    ask_for_rows(ahead, problem.g, group, size, start, chunk, size.dim_v);
   }
 
   void begin(const MesaProblem<T>& problem, const Group<Layout>& group) {
@@ -593,8 +583,8 @@ struct MesaBackward {
     scale<Layout>(weights, gates.last_decay, dim_v, dim);
   }
 
-  void accumulate_backward(const MesaProblem<T>& problem, const Group<Layout>& group, const Group<Layout>& next,
-                           const Saved<Layout>& saved, Index chunks) {
+  void accumulate_backward(const MesaProblem<T>& problem, const Group<Layout>& group, const Saved<Layout>& saved,
+                           Index chunks, const Group<Layout>& next, Index next_start) {
     const Sizes& size = problem.size;
     const Index dim = size.dim, dim_v = size.dim_v;
     clear<Layout>(future, 0, dim_v);
@@ -605,7 +595,7 @@ struct MesaBackward {
       const Index n = gates.begin(problem, group, start);
       const bool last = index == chunks - 1;
       const auto solved = constant(saved.solved(start));
-      const View<const Element> w_rows{w.data + start * w.rows, w.rows};
+      const auto w_rows = constant(w.from_row(start));
       const Index before = index < 2 ? 0 : ends[index - 2];
       ahead.finish();
       rows.read_again(problem, group, start, n);
@@ -613,10 +603,10 @@ struct MesaBackward {
       ask_for_rows(ahead, problem.dk, group, size, start, n, dim);
       if (index > 0) {
         ask_for_matrix(ahead, saved.solved(before), chunk);
-        ask_for_matrix(ahead, View<Element>{w.data + before * w.rows, w.rows}, chunk);
-        if (!rows.kept) ask_for_chunk(problem, group, before);
+        ask_for_matrix(ahead, w.from_row(before), chunk);
+        if (!rows.kept) rows.ask_for(ahead, problem, group, before);
       } else {
-        ask_for_chunk(problem, next, 0);
+        rows.ask_for(ahead, problem, next, next_start);
       }
       const auto k = rows.k, v = rows.v, g = rows.g;
       if (gates.any && !last) {

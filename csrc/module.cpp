@@ -35,12 +35,13 @@ using Shape = std::array<Index, 5>;  // B, T, H, D, Dv
 
 Sizes sizes(const Shape& shape) { return {shape[0], shape[1], shape[2], shape[3], shape[4]}; }
 
+// of a tensor that is contiguous
 template <class T, std::size_t numbers>
 T* pointer(const std::array<Index, numbers>& tensor) {
   return reinterpret_cast<T*>(tensor[0]);
 }
 
-// of a tensor that is contiguous, or absent
+// the same, or absent
 template <class T, std::size_t numbers>
 T* pointer(const std::optional<std::array<Index, numbers>>& tensor) {
   return tensor ? pointer<T>(*tensor) : nullptr;

@@ -21,19 +21,24 @@ struct Tile {
   int rows, columns;
 };
 
-// bytes of a register, and the tiles of the two layouts below
+// bytes of a register, the tiles of the two layouts below, and how many lines of memory are asked for with each column
+// of tiles or each tile (see ahead.h): about as many as a chunk needs, shared out among its products
 #if defined(__AVX512F__)
 inline constexpr int register_bytes = 64;
 inline constexpr Tile lanes_tile{4, 4}, columns_tile{4, 4};
+inline constexpr int lanes_ahead = 48, columns_ahead = 8;
 #elif defined(__AVX2__)
 inline constexpr int register_bytes = 32;
 inline constexpr Tile lanes_tile{3, 4}, columns_tile{4, 2};
+inline constexpr int lanes_ahead = 24, columns_ahead = 4;
 #elif defined(__aarch64__)
 inline constexpr int register_bytes = 16;
 inline constexpr Tile lanes_tile{4, 4}, columns_tile{4, 4};
+inline constexpr int lanes_ahead = 12, columns_ahead = 2;
 #else
 inline constexpr int register_bytes = 16;
 inline constexpr Tile lanes_tile{4, 2}, columns_tile{4, 2};
+inline constexpr int lanes_ahead = 12, columns_ahead = 2;
 #endif
 
 // One head in each lane of a register: every scalar of the algorithm is a pack, no head waits for another, and no lane
@@ -45,7 +50,7 @@ struct HeadsInLanes {
   static constexpr int width = 1;  // columns of a matrix in one register
   static constexpr int chunk = 10;  // tokens treated at once
   static constexpr Tile tile = lanes_tile;
-  static constexpr int lines_ahead = register_bytes * 3 / 4;  // asked for with each column of tiles: see ahead.h
+  static constexpr int lines_per_column = lanes_ahead, lines_per_tile = 0;
   using Element = Pack<T, heads>;
   using Vector = Element;
 };
@@ -58,7 +63,7 @@ struct ColumnsInLanes {
   static constexpr int width = register_bytes / sizeof(T);
   static constexpr int chunk = 16;
   static constexpr Tile tile = columns_tile;
-  static constexpr int lines_ahead = register_bytes / 8;  // asked for with each tile
+  static constexpr int lines_per_column = 0, lines_per_tile = columns_ahead;
   using Element = T;
   using Vector = Pack<T, width>;
 };

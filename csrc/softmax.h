@@ -1,4 +1,5 @@
-// Causal softmax attention of short sequences: all tokens of a group of heads stay in the cache.
+// Causal softmax attention of short sequences: all keys and values of a group of heads, and their gradients, stay in
+// the cache. No memory is asked for ahead: it did not pay here.
 #pragma once
 
 #include <type_traits>
@@ -52,24 +53,14 @@ inline Operand<T> normalisers(T* all, const Sizes& size, Index first) {
   return {all + 2 * first, size.heads * 2 * size.time, 0, 2 * size.time, 1};
 }
 
-// Of the keys that n queries from `first` on see, the first ones are seen by all of them; the scores of the last n are a
-// lower triangle.
-template <class Element>
-inline View<Element> from_row(View<Element> matrix, Index row) {
-  return {matrix.data + row * matrix.rows, matrix.rows};
-}
-template <class Element>
-inline View<Element> from_column(View<Element> matrix, Index column) {
-  return {matrix.data + column, matrix.rows};
-}
-
-// scores = q k^T for n queries from `first` on, zero for the keys after each
+// scores = q k^T for n queries from `first` on, zero for the keys after each. All of them see the keys before `first`;
+// the scores of the last n keys are a lower triangle.
 template <class Layout, class Element>
 inline void causal_scores(View<Element> scores, View<const Element> q, View<const Element> k, Index first, Index n,
                           Index dim) {
   product<Layout, Into::assign>(scores, n, first, plus(q, k.transposed(), dim));
-  product<Layout, Into::assign, Part::lower>(from_column(scores, first), n, n,
-                                             plus(q, from_row(k, first).transposed(), dim));
+  product<Layout, Into::assign, Part::lower>(scores.from_column(first), n, n,
+                                             plus(q, k.from_row(first).transposed(), dim));
 }
 
 // out = scores v
@@ -77,7 +68,7 @@ template <class Layout, class Element>
 inline void causal_sums(View<Element> out, View<const Element> scores, View<const Element> v, Index first, Index n,
                         Index dim) {
   product<Layout, Into::assign>(out, n, dim, plus(scores, v, first),
-                                plus<Part::lower>(from_column(scores, first), from_row(v, first), n));
+                                plus<Part::lower>(scores.from_column(first), v.from_row(first), n));
 }
 
 // out += scores^T g, for rows up to first + n, of which the last n had nothing before
@@ -85,8 +76,8 @@ template <class Layout, class Element>
 inline void add_transposed_sums(View<Element> out, View<const Element> scores, View<const Element> g, Index first,
                                 Index n, Index dim) {
   product<Layout, Into::add>(out, first, dim, plus(scores.transposed(), g, n));
-  product<Layout, Into::assign>(from_row(out, first), n, dim,
-                                plus<Part::upper>(from_column(scores, first).transposed(), g, n));
+  product<Layout, Into::assign>(out.from_row(first), n, dim,
+                                plus<Part::upper>(scores.from_column(first).transposed(), g, n));
 }
 
 template <class Layout>
@@ -105,7 +96,7 @@ struct SoftmaxForward {
     bytes = space.bytes();
   }
 
-  void run(const SoftmaxProblem<T>& problem, Index index) {
+  void run(const SoftmaxProblem<T>& problem, Index index, Index) {
     const auto [batch, time, heads, dim, dim_v] = problem.size;
     const Group<Layout> group(problem.size, index);
     load_rows(k, problem.k, group, 0, time, dim);
@@ -151,7 +142,7 @@ struct SoftmaxBackward {
     bytes = space.bytes();
   }
 
-  void run(const SoftmaxProblem<T>& problem, Index index) {
+  void run(const SoftmaxProblem<T>& problem, Index index, Index) {
     const auto [batch, time, heads, dim, dim_v] = problem.size;
     const Group<Layout> group(problem.size, index);
     load_rows(k, problem.k, group, 0, time, dim);
