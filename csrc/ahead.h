@@ -20,6 +20,7 @@ class Ahead {
     list_[listed_++] = {line_of(first), first + length, length, std::uintptr_t(stride), rows};
   }
 
+  // inlined into the products, which call it with every tile
   [[gnu::always_inline]] void ask_for(int lines) { ask(std::uintptr_t(lines)); }
 
   // asks for what is left and forgets it

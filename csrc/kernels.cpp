@@ -15,8 +15,7 @@ constexpr mesascope::Kernel<Problem> kernel() {
   return {[](const Sizes& size) { return Implementation(size, nullptr).bytes; },
           [](const Problem& problem, Index begin, Index end, void* memory) {
             Implementation implementation(problem.size, memory);
-            for (Index group = begin; group < end; ++group)
-              implementation.run(problem, group, group + 1 < end ? group + 1 : group);
+            for (Index group = begin; group < end; ++group) implementation.run(problem, group, end);
           }};
 }
 

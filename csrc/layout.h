@@ -148,6 +148,15 @@ inline void finish_rows(const Operand<T>& to, View<Element> rows, const Group<La
   if (!in_place<Layout>(to, count, dim)) store_rows(to, constant(rows), group, time, count, dim);
 }
 
+// The group whose operands are asked for while the last chunk of `group` is computed: the next one of the same thread,
+// whose groups end at `end`; one without heads if there is none.
+template <class Layout>
+inline Group<Layout> following(const Sizes& size, Index group, Index end) {
+  Group<Layout> next(size, group + 1);
+  if (group + 1 == end) next.count = 0;
+  return next;
+}
+
 // Asks for rows time .. time + count of an operand, as far as it has them: the rows of one head lie too far apart for
 // the processor to guess.
 template <class Layout, class T>

@@ -40,18 +40,17 @@ struct LinearForward {
     bytes = space.bytes();
   }
 
-  // one group of heads; the operands of the following one, if it is another, are asked for
-  void run(const LinearProblem<T>& problem, Index index, Index following) {
+  // one group of heads, of those before `end`
+  void run(const LinearProblem<T>& problem, Index index, Index end) {
     const auto [batch, time, heads, dim, dim_v] = problem.size;
-    const Group<Layout> group(problem.size, index), next(problem.size, following);
-    const Index next_start = following == index ? time : 0;
+    const Group<Layout> group(problem.size, index), next = following<Layout>(problem.size, index, end);
     clear<Layout>(past, 0, dim);
     for (Index start = 0; start < time; start += chunk) {
       const Index n = time - start < chunk ? time - start : chunk;
       const bool last = start + n == time;
       ahead.finish();
       ask_for_rows(ahead, problem.o, group, problem.size, start, n, dim_v);
-      ask_for_operands(ahead, problem, last ? next : group, last ? next_start : start + n);
+      ask_for_operands(ahead, problem, last ? next : group, last ? 0 : start + n);
       const auto q = rows_to_read(problem.q, group, start, n, dim, q_buffer);
       const auto k = rows_to_read(problem.k, group, start, n, dim, k_buffer);
       const auto v = rows_to_read(problem.v, group, start, n, dim_v, v_buffer);
@@ -116,11 +115,10 @@ struct LinearBackward {
     bytes = space.bytes();
   }
 
-  // one group of heads; the operands of the following one, if it is another, are asked for
-  void run(const LinearProblem<T>& problem, Index index, Index following) {
+  // one group of heads, of those before `end`
+  void run(const LinearProblem<T>& problem, Index index, Index end) {
     const auto [batch, time, heads, dim, dim_v] = problem.size;
-    const Group<Layout> group(problem.size, index), next(problem.size, following);
-    const Index next_start = following == index ? time : 0;
+    const Group<Layout> group(problem.size, index), next = following<Layout>(problem.size, index, end);
     clear<Layout>(past, 0, dim_v);
     clear<Layout>(future, 0, dim_v);
     for (Index start = 0; start < time; start += chunk) {
@@ -150,7 +148,7 @@ struct LinearBackward {
         ask_for_rows(ahead, problem.q, group, problem.size, start - chunk, chunk, dim);
         if (!rows.kept) rows.ask_for(ahead, problem, group, start - chunk);
       } else {
-        rows.ask_for(ahead, problem, next, next_start);
+        rows.ask_for(ahead, problem, next, 0);
       }
       const auto q = rows_to_read(problem.q, group, start, n, dim, q_buffer);
       const auto out = rows_to_write(problem.dk, group, start, n, dim, out_buffer);

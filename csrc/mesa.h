@@ -329,12 +329,11 @@ struct MesaForward {
     bytes = space.bytes();
   }
 
-  // one group of heads; the operands of the following one, if it is another, are asked for
-  void run(const MesaProblem<T>& problem, Index index, Index following) {
+  // one group of heads, of those before `end`
+  void run(const MesaProblem<T>& problem, Index index, Index end) {
     const Sizes& size = problem.size;
     const Index time = size.time, dim = size.dim, dim_v = size.dim_v;
-    const Group<Layout> group(size, index), next(size, following);
-    const Index next_start = following == index ? time : 0;
+    const Group<Layout> group(size, index), next = following<Layout>(size, index, end);
     if (problem.constant) {
       tokens.begin(problem, group);
     } else {
@@ -355,7 +354,7 @@ struct MesaForward {
       evidence.add_keys(k, gates, n, dim), evidence.add(q, n, dim), evidence.add(v, n, dim_v);
       const bool last = start + n == time;
       ask_for_rows(ahead, problem.o, group, size, start, n, dim_v);
-      ask_for_operands(ahead, problem, last ? next : group, last ? next_start : start + n);
+      ask_for_operands(ahead, problem, last ? next : group, last ? 0 : start + n);
       if (saved.data != nullptr && !last) {
         ask_for_matrix(ahead, saved.gains(start + n), chunk);
         ask_for_matrix(ahead, saved.solved(start + n), chunk);
@@ -472,14 +471,13 @@ struct MesaBackward {
     bytes = space.bytes();
   }
 
-  // one group of heads; the operands of the following one, if it is another, are asked for
-  void run(const MesaProblem<T>& problem, Index index, Index following) {
+  // one group of heads, of those before `end`
+  void run(const MesaProblem<T>& problem, Index index, Index end) {
     const Sizes& size = problem.size;
     const Group<Layout> group(size, index);
     const Saved<Layout> saved(size, problem.saved, index);
     const Index chunks = solve_forward(problem, group, saved);
-    const Index next_start = following == index ? size.time : 0;
-    accumulate_backward(problem, group, saved, chunks, Group<Layout>(size, following), next_start);
+    accumulate_backward(problem, group, following<Layout>(size, index, end), saved, chunks);
   }
 
  private:
@@ -583,8 +581,8 @@ struct MesaBackward {
     scale<Layout>(weights, gates.last_decay, dim_v, dim);
   }
 
-  void accumulate_backward(const MesaProblem<T>& problem, const Group<Layout>& group, const Saved<Layout>& saved,
-                           Index chunks, const Group<Layout>& next, Index next_start) {
+  void accumulate_backward(const MesaProblem<T>& problem, const Group<Layout>& group, const Group<Layout>& next,
+                           const Saved<Layout>& saved, Index chunks) {
     const Sizes& size = problem.size;
     const Index dim = size.dim, dim_v = size.dim_v;
     clear<Layout>(future, 0, dim_v);
@@ -606,7 +604,7 @@ struct MesaBackward {
         ask_for_matrix(ahead, w.from_row(before), chunk);
         if (!rows.kept) rows.ask_for(ahead, problem, group, before);
       } else {
-        rows.ask_for(ahead, problem, next, next_start);
+        rows.ask_for(ahead, problem, next, 0);
       }
       const auto k = rows.k, v = rows.v, g = rows.g;
       if (gates.any && !last) {

@@ -32,8 +32,7 @@ def _linear_backward(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> tuple[Tensor
 
 @operator("softmax_attention")
 def _softmax(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    batch, time, heads, _ = q.shape
-    o, normaliser = uninitialised(v, v.shape), uninitialised(q, (batch, heads, time, 2))
+    o, normaliser = uninitialised(v, v.shape), uninitialised(q, _normaliser_shape(q))
     _run("softmax_forward", (q, k, v, o, normaliser), 1 / math.sqrt(q.shape[-1]))
     return o, normaliser
 
@@ -58,12 +57,17 @@ def _run(name: str, tensors: Sequence[Tensor], option: str | float) -> None:
     kernel(name, q.dtype)(problem_shape(q, v), *map(address, tensors), option, torch.get_num_threads())
 
 
+def _normaliser_shape(q: Tensor) -> tuple[int, ...]:
+    batch, time, heads, _ = q.shape
+    return batch, heads, time, 2
+
+
 def _gradient_buffers(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return uninitialised(q, q.shape), uninitialised(k, k.shape), uninitialised(v, v.shape)
 
 
 native_linear_attention.register_fake(lambda q, k, v: v.new_empty(v.shape))
-_softmax.register_fake(lambda q, k, v: (v.new_empty(v.shape), q.new_empty((q.shape[0], q.shape[2], q.shape[1], 2))))
+_softmax.register_fake(lambda q, k, v: (v.new_empty(v.shape), q.new_empty(_normaliser_shape(q))))
 for _operator in (_linear_backward, _softmax_backward):
     _operator.register_fake(lambda q, k, v, *_: tuple(operand.new_empty(operand.shape) for operand in (q, k, v)))
 
