@@ -9,7 +9,7 @@ namespace MESASCOPE_ISA {
 using mesascope::Operand;
 using mesascope::Sizes;
 
-inline Index round_up(Index value, Index multiple) { return (value + multiple - 1) / multiple * multiple; }
+constexpr Index round_up(Index value, Index multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 template <class Layout>
 inline Index groups(const Sizes& size) {

@@ -74,19 +74,18 @@ inline void multiply_transposed(Ahead& ahead, View<Element> out, View<const Elem
   }
 }
 
-// The gradient of the values of a chunk, upper(k q^T) g + k P^T, with scores q k^T, and P = 0 if there is no future.
+// The gradient of the values of a chunk, upper(k q^T) g + k P^T, with scores k q^T, and P = 0 if there is no future.
 template <class Layout, class Element>
 inline void future_values(Ahead& ahead, View<Element> out, View<const Element> g, View<const Element> scores,
                           View<const Element> k, View<const Element> k_t, View<const Element> future, bool last,
                           Index n, Index dim, Index dim_v, View<Element> scratch) {
+  if (last) return product<Layout, Into::assign>(ahead, out, n, dim_v, plus<Part::upper>(scores, g, n));
   if constexpr (Layout::width == 1) {
-    product<Layout, Into::assign>(ahead, out, n, dim_v, plus<Part::upper>(scores.transposed(), g, n),
-                                  plus(k, future.transposed(), last ? 0 : dim));
+    product<Layout, Into::assign>(ahead, out, n, dim_v, plus<Part::upper>(scores, g, n),
+                                  plus(k, future.transposed(), dim));
   } else {
-    // transposed, because that is cheaper than transposing P
-    product<Layout, Into::assign>(ahead, scratch, dim_v, n, plus(g.transposed(), scores, n),
-                                  plus(future, k_t, last ? 0 : dim));
-    transpose(out.data, out.rows, scratch.data, scratch.rows, dim_v, n);
+    multiply_transposed<Layout>(ahead, out, k, k_t, future, n, dim, dim_v, scratch);
+    product<Layout, Into::add>(ahead, out, n, dim_v, plus<Part::upper>(scores, g, n));
   }
 }
 
@@ -108,7 +107,7 @@ struct LinearBackward {
     rows.allocate(space, size);
     q_buffer = space.matrix(chunk, size.dim);
     out_buffer = space.matrix(chunk, size.dim), out_v_buffer = space.matrix(chunk, size.dim_v);
-    scores = space.matrix(chunk, chunk), pulls = space.matrix(chunk, chunk);
+    scores = space.matrix(chunk, chunk), pulls = space.matrix(size.time + chunk, chunk);
     past = space.matrix(size.dim_v, size.dim), future = space.matrix(size.dim_v, size.dim);
     scratch = space.matrix(size.dim, chunk), scratch_v = space.matrix(size.dim_v, chunk);
     out_v_t = space.matrix(size.dim_v, chunk);
@@ -133,8 +132,8 @@ struct LinearBackward {
         rows.ask_for(ahead, problem, group, start + n);
       }
       const auto out = rows_to_write(problem.dq, group, start, n, dim, out_buffer);
-      attend_chunk<Layout>(ahead, out, rows.g, rows.v, rows.k, past, start == 0, last, n, dim_v, dim, scores,
-                           scratch_v);
+      attend_chunk<Layout>(ahead, out, rows.g, rows.v, rows.k, past, start == 0, last, n, dim_v, dim,
+                           pulls.from_row(start), scratch_v);
       finish_rows(problem.dq, out, group, start, n, dim);
     }
     for (Index start = (time - 1) / chunk * chunk; start >= 0; start -= chunk) {
@@ -146,6 +145,7 @@ struct LinearBackward {
       ask_for_rows(ahead, problem.dk, group, problem.size, start, n, dim);
       if (start > 0) {
         ask_for_rows(ahead, problem.q, group, problem.size, start - chunk, chunk, dim);
+        ask_for_matrix(ahead, pulls.from_row(start - chunk), chunk);
         if (!rows.kept) rows.ask_for(ahead, problem, group, start - chunk);
       } else {
         rows.ask_for(ahead, problem, next, 0);
@@ -154,12 +154,12 @@ struct LinearBackward {
       const auto out = rows_to_write(problem.dk, group, start, n, dim, out_buffer);
       const auto out_v = rows_to_write(problem.dv, group, start, n, dim_v, out_v_buffer);
       const bool last = start + n == time;
-      // scores and pulls are kept as [t, i]
-      const auto k_t = transposed<Layout>(k, chunk, dim, scratch), v_t = transposed<Layout>(v, chunk, dim_v, scratch_v);
+      // scores q k^T and pulls g v^T, which are those of the forward pass, as [t, i]
+      const auto k_t = transposed<Layout>(k, chunk, dim, scratch);
+      const View<Element> pull = pulls.from_row(start);
       product<Layout, Into::assign, Part::lower>(ahead, scores, n, n, plus(q, k_t, dim));
-      product<Layout, Into::assign, Part::lower>(ahead, pulls, n, n, plus(g, v_t, dim_v));
-      future_values<Layout>(ahead, out_v, g, constant(scores), k, k_t, constant(future), last, n, dim, dim_v, out_v_t);
-      product<Layout, Into::assign>(ahead, out, n, dim, plus<Part::upper>(constant(pulls.transposed()), q, n),
+      future_values<Layout>(ahead, out_v, g, constant(scores.transposed()), k, k_t, constant(future), last, n, dim, dim_v, out_v_t);
+      product<Layout, Into::assign>(ahead, out, n, dim, plus<Part::upper>(constant(pull.transposed()), q, n),
                                     plus(v, constant(future), last ? 0 : dim_v));
       if (start > 0) product<Layout, Into::add>(ahead, future, dim_v, dim, plus(g.transposed(), q, n));
       finish_rows(problem.dv, out_v, group, start, n, dim_v);

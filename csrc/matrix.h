@@ -346,12 +346,12 @@ inline void scale(View<Element> matrix, Element factor, Index rows, Index column
   scaled_rows<Layout>(matrix, constant(matrix), rows, columns, [&](Index) { return factor; });
 }
 
-// Upper Cholesky factor U of A = U^T U in place, and the inverses of its diagonal. No pivot of an exact computation
-// is below `floor`, the smallest eigenvalue that A can have: raising them to it only removes rounding errors.
+// Upper Cholesky factor U of A = U^T U in place, with the inverses of its diagonal on the diagonal. No pivot of an exact
+// computation is below `floor`, the smallest eigenvalue that A can have: raising them to it only removes rounding errors.
 //
 // First A = L D L^T, whose rows D L^T wait for no square root.
 template <class Layout, class Element>
-inline void cholesky(View<Element> a, Index size, Element floor, Element* inverse_diagonal) {
+inline void cholesky(View<Element> a, Index size, Element floor) {
   using T = typename Layout::Number;
   using Vector = typename Layout::Vector;
   constexpr int width = Layout::width;
@@ -359,25 +359,25 @@ inline void cholesky(View<Element> a, Index size, Element floor, Element* invers
     Element* pivot_row = a.data + j * a.rows;
     const Element pivot = pivot_row[j] > floor ? pivot_row[j] : floor;
     const Element inverse = T(1) / pivot;
-    inverse_diagonal[j] = inverse;
     for (Index i = j + 1; i < size; ++i) {
       Element* row = a.data + i * a.rows;
       const Element factor = pivot_row[i] * inverse;
       for (Index n = i / width * width; n < size; n += width)
         store(row + n, Vector(load<Vector>(row + n) - factor * load<Vector>(pivot_row + n)));
     }
+    pivot_row[j] = inverse;
   }
   for (Index j = 0; j < size; ++j) {
-    inverse_diagonal[j] = square_root<T>(inverse_diagonal[j]);
-    for (Index n = j / width * width; n < size; n += width)
-      store(a.data + j * a.rows + n, Vector(load<Vector>(a.data + j * a.rows + n) * inverse_diagonal[j]));
+    Element* row = a.data + j * a.rows;
+    const Element root = square_root<T>(row[j]);
+    for (Index n = j / width * width; n < size; n += width) store(row + n, Vector(load<Vector>(row + n) * root));
+    row[j] = root;
   }
 }
 
 // X = U^-T X in place for a factor of size Layout::chunk; X has as many rows.
 template <class Layout, class Element>
-inline void solve_transposed(View<const Element> factor, const Element* inverse_diagonal, View<Element> x,
-                             Index columns) {
+inline void solve_transposed(View<const Element> factor, View<Element> x, Index columns) {
   using Vector = typename Layout::Vector;
   constexpr int size = Layout::chunk;
   for (Index n = 0; n < columns; n += Layout::width) {
@@ -387,7 +387,7 @@ inline void solve_transposed(View<const Element> factor, const Element* inverse_
       Vector value = load<Vector>(x.data + i * x.rows + n);
 #pragma GCC unroll 16
       for (int j = 0; j < i; ++j) value -= factor.data[j * factor.rows + i] * solved[j];
-      solved[i] = value * inverse_diagonal[i];
+      solved[i] = value * factor.data[i * factor.rows + i];
       store(x.data + i * x.rows + n, solved[i]);
     }
   }
@@ -395,7 +395,7 @@ inline void solve_transposed(View<const Element> factor, const Element* inverse_
 
 // X = U^-1 X in place for a factor of size Layout::chunk; X has as many rows.
 template <class Layout, class Element>
-inline void solve_upper(View<const Element> factor, const Element* inverse_diagonal, View<Element> x, Index columns) {
+inline void solve_upper(View<const Element> factor, View<Element> x, Index columns) {
   using Vector = typename Layout::Vector;
   constexpr int size = Layout::chunk;
   for (Index n = 0; n < columns; n += Layout::width) {
@@ -406,7 +406,7 @@ inline void solve_upper(View<const Element> factor, const Element* inverse_diago
       // the last one found comes last: the others need not wait for it
 #pragma GCC unroll 16
       for (int j = size - 1; j > i; --j) value -= factor.data[i * factor.rows + j] * solved[j];
-      solved[i] = value * inverse_diagonal[i];
+      solved[i] = value * factor.data[i * factor.rows + i];
       store(x.data + i * x.rows + n, solved[i]);
     }
   }

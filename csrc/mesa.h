@@ -18,12 +18,15 @@ namespace MESASCOPE_ISA {
 
 using mesascope::MesaProblem;
 
-// What backward needs of one group: the rows H'_t^-1 q_t and y_t for every token. A chunk may write whole rows of
-// zeros beyond its last token, which the next one overwrites.
+// What backward needs of one group: the rows H'_t^-1 q_t and y_t for every token, and for every chunk U and what the
+// effective keys give the queries, k_i . H'_t^-1 q_t at [i, t]. A chunk may write whole rows of zeros beyond its last
+// token, which the next one overwrites.
 template <class Layout>
 struct Saved {
   using Element = typename Layout::Element;
   using T = typename Layout::Number;
+
+  static constexpr Index narrow = round_up(Layout::chunk, Layout::width);
 
   Index stride, rows;
   Element* data;
@@ -32,9 +35,11 @@ struct Saved {
       : stride(row_stride<Layout>(size.dim)), rows(size.time + Layout::chunk),
         data(memory == nullptr ? nullptr : reinterpret_cast<Element*>(memory + group * count())) {}
 
-  Index count() const { return 2 * rows * stride * Layout::heads; }
+  Index count() const { return 2 * rows * (stride + narrow) * Layout::heads; }
   View<Element> solved(Index time) const { return {data + time * stride, stride}; }
   View<Element> gains(Index time) const { return {data + (rows + time) * stride, stride}; }
+  View<Element> factor(Index time) const { return {data + 2 * rows * stride + time * narrow, narrow}; }
+  View<Element> scores(Index time) const { return {data + 2 * rows * stride + (rows + time) * narrow, narrow}; }
 };
 
 template <class Layout>
@@ -227,12 +232,12 @@ struct TokenSolver {
   using Element = typename Layout::Element;
   using Vector = typename Layout::Vector;
 
-  View<Element> gram, factor, ridge, inverse_diagonal, solution;
+  View<Element> gram, factor, ridge, solution;
   Element smallest_ridge;
 
   void allocate(Workspace<Layout>& space, Index dim) {
     gram = space.matrix(dim, dim), factor = space.matrix(dim, dim);
-    ridge = space.matrix(1, dim), inverse_diagonal = space.matrix(1, dim), solution = space.matrix(1, dim);
+    ridge = space.matrix(1, dim), solution = space.matrix(1, dim);
   }
 
   void begin(const MesaProblem<T>& problem, const Group<Layout>& group) {
@@ -256,7 +261,7 @@ struct TokenSolver {
       }
       factor.data[i * factor.rows + i] += ridge.data[i];
     }
-    cholesky<Layout>(factor, dim, smallest_ridge, inverse_diagonal.data);
+    cholesky<Layout>(factor, dim, smallest_ridge);
   }
 
   // y = by H^-1 x
@@ -266,7 +271,7 @@ struct TokenSolver {
     for (Index d = 0; d < dim; ++d) z[d] = by * x[d];
     for (Index j = 0; j < dim; ++j) {
       const Element* row = factor.data + j * factor.rows;
-      const Element pivot = z[j] *= inverse_diagonal.data[j];
+      const Element pivot = z[j] *= row[j];
       for (Index d = j + 1; d < dim && d % width != 0; ++d) z[d] -= row[d] * pivot;
       for (Index n = round_up(j + 1, width); n < dim; n += width)
         store(z + n, Vector(load<Vector>(z + n) - load<Vector>(row + n) * pivot));
@@ -283,7 +288,7 @@ struct TokenSolver {
         for (; d < dim; d += width) lanes += load<Vector>(row + d) * load<Vector>(z + d);
         for (int lane = 0; lane < width; ++lane) sum += lanes[lane];
       }
-      z[j] = (z[j] - sum) * inverse_diagonal.data[j];
+      z[j] = (z[j] - sum) * row[j];
     }
     for (Index d = 0; d < dim; ++d) y[d] = z[d];
   }
@@ -305,12 +310,11 @@ struct MesaForward {
   static constexpr Index chunk = Layout::chunk;
 
   View<const Element> q, k, v;  // of the chunk
-  View<Element> q_buffer, k_buffer, v_buffer, o_buffer, key, solved, gains, gram, scores, past, scratch;
+  View<Element> q_buffer, k_buffer, v_buffer, o_buffer, key, solved, gains, factor, scores, past, scratch;
   Inverse<Layout> inverse;
   Gates<Layout> gates;
   Evidence<Layout> evidence;
   TokenSolver<Layout> tokens;
-  Element inverse_diagonal[chunk];
   Ahead ahead;
   Index bytes;
 
@@ -320,7 +324,7 @@ struct MesaForward {
     v_buffer = space.matrix(chunk, size.dim_v), o_buffer = space.matrix(chunk, size.dim_v);
     key = space.matrix(chunk, size.dim);
     solved = space.matrix(chunk, size.dim), gains = space.matrix(chunk, size.dim);
-    gram = space.matrix(chunk, chunk), scores = space.matrix(chunk, chunk);
+    factor = space.matrix(chunk, chunk), scores = space.matrix(chunk, chunk);
     inverse.allocate(space, size.dim), past = space.matrix(size.dim, size.dim_v);
     scratch = space.matrix(size.dim, chunk);
     gates.allocate(space);
@@ -345,7 +349,10 @@ struct MesaForward {
     const Saved<Layout> saved(size, problem.saved, index);
     for (Index start = 0, n; start < time; start += n) {
       n = gates.begin(problem, group, start);
-      if (saved.data != nullptr) solved = saved.solved(start), gains = saved.gains(start);
+      if (saved.data != nullptr) {
+        solved = saved.solved(start), gains = saved.gains(start);
+        factor = saved.factor(start), scores = saved.scores(start);
+      }
       ahead.finish();
       q = rows_to_read(problem.q, group, start, n, dim, q_buffer);
       k = rows_to_read(problem.k, group, start, n, dim, k_buffer);
@@ -358,6 +365,8 @@ struct MesaForward {
       if (saved.data != nullptr && !last) {
         ask_for_matrix(ahead, saved.gains(start + n), chunk);
         ask_for_matrix(ahead, saved.solved(start + n), chunk);
+        ask_for_matrix(ahead, saved.factor(start + n), chunk);
+        ask_for_matrix(ahead, saved.scores(start + n), chunk);
       }
       if (problem.constant) {
         tokens.solve_chunk(solved, q, k, gates, n, dim);
@@ -413,7 +422,7 @@ struct MesaForward {
     product<Layout, Into::assign, Part::upper>(ahead, scores, n, n, plus(constant(gains), q_t, dim));
     clear<Layout>(scores, n, chunk);
     inverse.multiply(ahead, solved, q, n, dim, minus<Part::lower>(constant(scores.transposed()), constant(gains), n));
-    solve_upper<Layout>(constant(gram), inverse_diagonal, scores, n);
+    solve_upper<Layout>(constant(factor), scores, n);
     if (gates.any)
       scaled_rows<Layout>(scores, constant(scores), n, n, [this](Index t) { return gates.root(t); });
   }
@@ -423,10 +432,10 @@ struct MesaForward {
     clear<Layout>(gains, n, chunk);
     inverse.multiply(ahead, gains, keys, n, dim);
     const auto keys_t = transposed<Layout>(keys, chunk, dim, scratch);
-    product<Layout, Into::assign, Part::upper>(ahead, gram, chunk, chunk, plus(constant(gains), keys_t, dim));
-    for (Index i = 0; i < chunk; ++i) gram.data[i * gram.rows + i] += T(1);
-    cholesky<Layout>(gram, chunk, Element{} + T(1), inverse_diagonal);
-    solve_transposed<Layout>(constant(gram), inverse_diagonal, gains, dim);
+    product<Layout, Into::assign, Part::upper>(ahead, factor, chunk, chunk, plus(constant(gains), keys_t, dim));
+    for (Index i = 0; i < chunk; ++i) factor.data[i * factor.rows + i] += T(1);
+    cholesky<Layout>(factor, chunk, Element{} + T(1));
+    solve_transposed<Layout>(constant(factor), gains, dim);
   }
 };
 
@@ -440,14 +449,13 @@ struct MesaBackward {
   using Element = typename Layout::Element;
   static constexpr Index chunk = Layout::chunk;
 
-  View<Element> key, value, innovations, out_buffer, out_v_buffer, factor, scores, pulls, future, pairs;
+  View<Element> key, value, innovations, out_buffer, out_v_buffer, scores, pulls, future, pairs;
   View<Element> scratch, scratch_v, out_v_t, w, dridge, dwrite, penalty;
   View<Element> weights;  // Phi before the chunk; or G, if the ridge is not forgotten
   BackwardRows<Layout> rows;
   Inverse<Layout> inverse;
   Gates<Layout> gates;
   TokenSolver<Layout> tokens;
-  Element inverse_diagonal[chunk];
   Ahead ahead;
   Index bytes;
   Index* ends;  // where the chunks of the forward pass ended
@@ -458,7 +466,7 @@ struct MesaBackward {
     key = space.matrix(chunk, size.dim), value = space.matrix(chunk, size.dim_v);
     innovations = space.matrix(chunk, size.dim_v);
     out_buffer = space.matrix(chunk, size.dim), out_v_buffer = space.matrix(chunk, size.dim_v);
-    factor = space.matrix(chunk, chunk), scores = space.matrix(chunk, chunk), pulls = space.matrix(chunk, chunk);
+    scores = space.matrix(chunk, chunk), pulls = space.matrix(size.time + chunk, chunk);
     inverse.allocate(space, size.dim), weights = space.matrix(size.dim_v, size.dim);
     future = space.matrix(size.dim_v, size.dim), out_v_t = space.matrix(size.dim_v, chunk);
     pairs = space.matrix(size.dim, size.dim);
@@ -497,13 +505,15 @@ struct MesaBackward {
       if (!last) {
         rows.ask_for(ahead, problem, group, start + n);
         ask_for_matrix(ahead, saved.gains(start + n), chunk);
+        ask_for_matrix(ahead, saved.factor(start + n), chunk);
       } else {
         ask_for_matrix(ahead, saved.solved(start), chunk);
+        ask_for_matrix(ahead, saved.scores(start), chunk);
       }
       if (problem.constant) {
         solve_tokens(solved, n, dim, dim_v, empty, last);
       } else {
-        regress(solved, constant(saved.gains(start)), n, dim, dim_v, empty, last);
+        regress(solved, saved, start, n, dim, dim_v, empty, last);
       }
       store_rows(problem.dq, constant(solved), group, start, n, dim);
       ends[chunks++] = start + n;
@@ -528,30 +538,28 @@ struct MesaBackward {
   //
   //     E = U^-T (V - K Phi^T),     Phi_t = Phi + sum_{i <= t} e_i y_i^T,     w_t = Phi_t^T g_t:
   //
-  // what is subtracted are predictions, so that w keeps the digits that solving for G_t^T g_t loses. What U is tells
-  // Y K^T = U - U^-T.
-  void regress(View<Element> solved, View<const Element> gains, Index n, Index dim, Index dim_v, bool empty,
-               bool last) {
+  // what is subtracted are predictions, so that w keeps the digits that solving for G_t^T g_t loses. So do the pulls
+  // g_t . v_i - w_t . k_i, of effective keys and values i <= t, as U^-1 s_t with s_t = E g_t up to token t.
+  void regress(View<Element> solved, const Saved<Layout>& saved, Index start, Index n, Index dim, Index dim_v,
+               bool empty, bool last) {
+    const auto gains = constant(saved.gains(start)), factor = constant(saved.factor(start));
     const auto keys = effective_rows<Layout>(rows.k, gates, n, dim, key);
     const auto values = effective_rows<Layout>(rows.v, gates, n, dim_v, value);
-    const auto keys_t = transposed<Layout>(keys, chunk, dim, scratch);
-    product<Layout, Into::assign, Part::upper>(ahead, factor, n, n, plus(gains, keys_t, dim));
-    for (Index i = 0; i < n; ++i) {
-      const Element difference = factor.data[i * factor.rows + i];  // u - 1 / u
-      inverse_diagonal[i] = T(2) / (difference + square_root<T>(Element(difference * difference + T(4))));
-    }
-    for (Index i = n; i < chunk; ++i) inverse_diagonal[i] = Element{};
     if (empty) {
       clear<Layout>(innovations, 0, n);
     } else {
+      const auto keys_t = transposed<Layout>(keys, chunk, dim, scratch);
       multiply_transposed<Layout>(ahead, innovations, keys, keys_t, constant(weights), n, dim, dim_v, out_v_t);
     }
     subtract_from(innovations, values, n, dim_v);
-    solve_transposed<Layout>(constant(factor), inverse_diagonal, innovations, dim_v);
-    const auto innovations_t = transposed<Layout>(constant(innovations), chunk, dim_v, scratch_v);
-    product<Layout, Into::assign, Part::lower>(ahead, scores, n, n, plus(rows.g, innovations_t, dim_v));
-    product<Layout, Into::assign>(ahead, solved, n, dim, plus<Part::lower>(constant(scores), gains, n),
+    solve_transposed<Layout>(factor, innovations, dim_v);
+    const auto g_t = transposed<Layout>(rows.g, chunk, dim_v, scratch_v);
+    const View<Element> pull = pulls.from_row(start);
+    product<Layout, Into::assign, Part::upper>(ahead, pull, n, n, plus(constant(innovations), g_t, dim_v));
+    product<Layout, Into::assign>(ahead, solved, n, dim, plus<Part::lower>(constant(pull.transposed()), gains, n),
                                   plus(rows.g, constant(weights), empty ? 0 : dim_v));
+    clear<Layout>(pull, n, chunk);
+    solve_upper<Layout>(factor, pull, n);
     if (last) return;
     product<Layout, Into::add>(ahead, weights, dim_v, dim, plus(constant(innovations).transposed(), gains, n));
   }
@@ -601,7 +609,9 @@ struct MesaBackward {
       ask_for_rows(ahead, problem.dk, group, size, start, n, dim);
       if (index > 0) {
         ask_for_matrix(ahead, saved.solved(before), chunk);
+        ask_for_matrix(ahead, saved.scores(before), chunk);
         ask_for_matrix(ahead, w.from_row(before), chunk);
+        ask_for_matrix(ahead, pulls.from_row(before), chunk);
         if (!rows.kept) rows.ask_for(ahead, problem, group, before);
       } else {
         rows.ask_for(ahead, problem, next, 0);
@@ -615,15 +625,21 @@ struct MesaBackward {
       if (gates.any && !problem.constant) scale<Layout>(dridge, gates.last_decay, 1, dim);
       const View<Element> out = rows_to_write(problem.dk, group, start, n, dim, out_buffer);
       const View<Element> out_v = rows_to_write(problem.dv, group, start, n, dim_v, out_v_buffer);
-      // scores q~ k^T and pulls g v^T - w k^T are kept as [t, i]
-      const auto k_t = transposed<Layout>(k, chunk, dim, scratch), v_t = transposed<Layout>(v, chunk, dim_v, scratch_v);
-      product<Layout, Into::assign, Part::lower>(ahead, scores, n, n, plus(solved, k_t, dim));
-      product<Layout, Into::assign, Part::lower>(ahead, pulls, n, n, plus(g, v_t, dim_v), minus(w_rows, k_t, dim));
+      const auto k_t = transposed<Layout>(k, chunk, dim, scratch);
+      // k_i . q~_t and v_i . g_t - k_i . w_t at [i, t]
+      auto score = constant(saved.scores(start)), pull = constant(pulls.from_row(start));
+      if (gates.any) {
+        // those that are kept are of effective keys, which may be zero
+        const auto v_t = transposed<Layout>(v, chunk, dim_v, scratch_v);
+        product<Layout, Into::assign, Part::lower>(ahead, scores, n, n, plus(solved, k_t, dim));
+        product<Layout, Into::assign, Part::lower>(ahead, pulls, n, n, plus(g, v_t, dim_v), minus(w_rows, k_t, dim));
+        score = constant(scores.transposed()), pull = constant(pulls.transposed());
+      }
       // dv = k P^T + upper(k q~^T) g
-      future_values<Layout>(ahead, out_v, g, constant(scores), k, k_t, constant(future), last, n, dim, dim_v, out_v_t);
+      future_values<Layout>(ahead, out_v, g, score, k, k_t, constant(future), last, n, dim, dim_v, out_v_t);
       // dk = v P - k S + upper(v g^T - k w^T) q~ - upper(k q~^T) w
-      product<Layout, Into::assign>(ahead, out, n, dim, plus<Part::upper>(constant(pulls.transposed()), solved, n),
-                                    minus<Part::upper>(constant(scores.transposed()), w_rows, n),
+      product<Layout, Into::assign>(ahead, out, n, dim, plus<Part::upper>(pull, solved, n),
+                                    minus<Part::upper>(score, w_rows, n),
                                     plus(v, constant(future), last ? 0 : dim_v),
                                     minus(k, constant(pairs), last ? 0 : dim));
       // what lies before needs the sums from here on
