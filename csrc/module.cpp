@@ -182,11 +182,44 @@ MesaProblem<T> mesa_problem(const Shape& shape, const Address<4>& q, const Addre
   return problem;
 }
 
-// The largest of each kind of evidence over all heads, NaN where one is; and the smallest and the largest ridge.
+// how many numbers there are along a dimension, which may be one number expanded
+Index different(Index stride, Index count) { return stride == 0 ? 1 : count; }
+
+// The smallest and the largest ridge, both NaN if one is; numbers that were only expanded are looked at once.
 template <class T>
-std::array<T, 5> summary(const MesaProblem<T>& problem) {
+std::array<T, 2> extremes(const Operand<const T>& ridge, const Sizes& size) {
+  T smallest = std::numeric_limits<T>::infinity(), largest = -smallest;
+  for (Index batch = 0; batch < different(ridge.batch, size.batch); ++batch)
+    for (Index head = 0; head < different(ridge.head, size.heads); ++head)
+      for (Index d = 0; d < different(ridge.dim, size.dim); ++d) {
+        const T value = ridge.data[batch * ridge.batch + head * ridge.head + d * ridge.dim];
+        if (std::isnan(value)) return {value, value};
+        smallest = std::min(smallest, value), largest = std::max(largest, value);
+      }
+  return {smallest, largest};
+}
+
+// The sums of `all` [B, H, D] over what is only expanded in `sums`
+template <class T>
+void sum_expanded(const Operand<T>& sums, const T* all, const Sizes& size) {
+  const Index heads = different(sums.head, size.heads), dim = different(sums.dim, size.dim);
+  std::vector<double> totals(std::size_t(different(sums.batch, size.batch) * heads * dim));
+  for (Index batch = 0; batch < size.batch; ++batch)
+    for (Index head = 0; head < size.heads; ++head) {
+      double* const row = totals.data() + ((sums.batch == 0 ? 0 : batch) * heads + (sums.head == 0 ? 0 : head)) * dim;
+      for (Index d = 0; d < size.dim; ++d) row[sums.dim == 0 ? 0 : d] += *all++;
+    }
+  for (std::size_t i = 0; i < totals.size(); ++i) {
+    const Index d = Index(i) % dim, head = Index(i) / dim % heads, batch = Index(i) / dim / heads;
+    sums.data[batch * sums.batch + head * sums.head + d * sums.dim] = T(totals[i]);
+  }
+}
+
+// The largest of each kind of evidence over all heads, NaN where one is.
+template <class T>
+std::array<T, 3> largest_evidence(const MesaProblem<T>& problem) {
   const Sizes& size = problem.size;
-  std::array<T, 5> found{0, 0, 0, std::numeric_limits<T>::infinity(), 0};
+  std::array<T, 3> found{0, 0, 0};
   const Operand<T>& evidence = problem.evidence;
   for (Index batch = 0; batch < size.batch; ++batch)
     for (Index head = 0; head < size.heads; ++head)
@@ -194,18 +227,10 @@ std::array<T, 5> summary(const MesaProblem<T>& problem) {
         const T value = evidence.data[batch * evidence.batch + head * evidence.head + i * evidence.dim];
         if (value > found[i] || std::isnan(value)) found[i] = value;
       }
-  // numbers that were only expanded are looked at once
-  const Operand<const T>& ridge = problem.ridge;
-  const auto different = [](Index stride, Index count) { return stride == 0 ? 1 : count; };
-  for (Index batch = 0; batch < different(ridge.batch, size.batch); ++batch)
-    for (Index head = 0; head < different(ridge.head, size.heads); ++head)
-      for (Index d = 0; d < different(ridge.dim, size.dim); ++d) {
-        const T value = ridge.data[batch * ridge.batch + head * ridge.head + d * ridge.dim];
-        found[3] = std::min(found[3], value), found[4] = std::max(found[4], value);
-      }
   return found;
 }
 
+// The largest evidence, and the smallest and the largest ridge; with a ridge that is not allowed there is nothing else.
 template <class T>
 std::array<T, 5> mesa_forward(const Shape& shape, const Address<4>& q, const Address<4>& k, const Address<4>& v,
                               const Address<3>& ridge, const Optional<3>& write, const Optional<3>& log_forget,
@@ -217,9 +242,12 @@ std::array<T, 5> mesa_forward(const Shape& shape, const Address<4>& q, const Add
       mesa_problem<T>(shape, q, k, v, ridge, write, log_forget, matrix, association, constant, saved);
   problem.o = operand<T>(o), problem.evidence = head_operand<T>(evidence);
   problem.final_matrix = pointer<T>(final_matrix), problem.final_association = pointer<T>(final_association);
+  const auto [smallest, largest] = extremes(problem.ridge, problem.size);
+  if (!(smallest > 0 && std::isfinite(largest))) return {0, 0, 0, smallest, largest};
   const KernelSet<T>& set = kernels<T>(problem.size, layout);
   run(set.mesa_forward, set, problem, threads);
-  return summary(problem);
+  const auto [total, gain, zero] = largest_evidence(problem);
+  return {total, gain, zero, smallest, largest};
 }
 
 template <class T>
@@ -233,11 +261,13 @@ void mesa_backward(const Shape& shape, const Address<4>& q, const Address<4>& k,
       mesa_problem<T>(shape, q, k, v, ridge, write, log_forget, matrix, association, constant, saved);
   problem.g = operand<const T>(g);
   problem.dq = operand<T>(dq), problem.dk = operand<T>(dk), problem.dv = operand<T>(dv);
-  problem.dridge = pointer<T>(dridge);
+  const Borrowed all_dridge(std::size_t(problem.size.all_heads() * problem.size.dim) * sizeof(T));
+  problem.dridge = reinterpret_cast<T*>(all_dridge.data());
   problem.dwrite = token_operand<T>(dwrite), problem.penalty = token_operand<T>(penalty);
   problem.dassociation = pointer<T>(dassociation), problem.pairs = pointer<T>(pairs);
   const KernelSet<T>& set = kernels<T>(problem.size, layout);
   run(set.mesa_backward, set, problem, threads);
+  if (dridge) sum_expanded(head_operand<T>(*dridge), problem.dridge, problem.size);
 }
 
 template <class T>

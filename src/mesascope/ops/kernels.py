@@ -55,6 +55,23 @@ def computable(*operands: Tensor) -> bool:
     return first.dtype in _SUFFIX and all(x.is_cpu and x.dtype == first.dtype and x.numel() > 0 for x in operands)
 
 
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def unobserved(*operands: Tensor) -> bool:
+    """Whether nothing happens to operands on their way through an operator but what the operator does.
+
+    What does happen: torch.compile, torch.func, dispatch modes (such as fake tensors) and subclasses of tensors look at
+    operators, and views that are negated when they are read are negated for them.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and all(type(operand) in _PLAIN and not operand.is_neg() for operand in operands)
+    )
+
+
 Address = tuple[int, ...]
 """Where a tensor is and how it is laid out: its address and its strides."""
 

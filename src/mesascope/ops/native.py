@@ -1,7 +1,8 @@
-"""Linear and softmax attention by the native kernels, as operators that torch knows.
+"""Linear and softmax attention by the native kernels, as operators that torch knows, and without them.
 
-Under torch.compile each is one opaque call. They are differentiable once; vmap maps them over a further batch
-dimension, and autocast computes them in float32.
+Under torch.compile each operator is one opaque call. They are differentiable once; vmap maps them over a further batch
+dimension, and autocast computes them in float32. Where nobody looks at operators the kernels are called directly: for
+after other work, which leaves the caches full of its data, the way through an operator takes a tenth of a millisecond.
 """
 
 import math
@@ -11,43 +12,56 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mesascope.ops.kernels import address, kernel, problem_shape, uninitialised
-from mesascope.ops.operators import Operator, operator
+from mesascope.ops.kernels import address, kernel, problem_shape, uninitialised, unobserved
+from mesascope.ops.operators import Operator
 
 
-@operator("linear_attention")
 def native_linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Causal linear attention, `[B, T, H, D] -> [B, T, H, Dv]`."""
+    attend = _DirectLinear.apply if unobserved(q, k, v) else _linear
+    output: Tensor = attend(q, k, v)
+    return output
+
+
+def native_softmax_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal softmax attention of short sequences, `[B, T, H, D] -> [B, T, H, Dv]`."""
+    if unobserved(q, k, v):
+        output: Tensor = _DirectSoftmax.apply(q, k, v)  # type: ignore[no-untyped-call]
+    else:
+        output = _softmax(q, k, v)[0]
+    return output
+
+
+def _attend_linear(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     o = uninitialised(v, v.shape)
     _run("linear_forward", (q, k, v, o), "auto")
     return o
 
 
-@operator("linear_attention_backward")
-def _linear_backward(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _differentiate_linear(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     gradients = _gradient_buffers(q, k, v)
     _run("linear_backward", (q, k, v, g, *gradients), "auto")
     return gradients
 
 
-@operator("softmax_attention")
-def _softmax(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+def _attend_softmax(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     o, normaliser = uninitialised(v, v.shape), uninitialised(q, _normaliser_shape(q))
     _run("softmax_forward", (q, k, v, o, normaliser), 1 / math.sqrt(q.shape[-1]))
     return o, normaliser
 
 
-@operator("softmax_attention_backward")
-def _softmax_backward(q: Tensor, k: Tensor, v: Tensor, normaliser: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _differentiate_softmax(
+    q: Tensor, k: Tensor, v: Tensor, normaliser: Tensor, g: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     gradients = _gradient_buffers(q, k, v)
     _run("softmax_backward", (q, k, v, normaliser.contiguous(), g, *gradients), 1 / math.sqrt(q.shape[-1]))
     return gradients
 
 
-def native_softmax_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal softmax attention of short sequences, `[B, T, H, D] -> [B, T, H, Dv]`."""
-    output: Tensor = _softmax(q, k, v)[0]
-    return output
+_linear = Operator("linear_attention", _attend_linear)
+_linear_backward = Operator("linear_attention_backward", _differentiate_linear)
+_softmax = Operator("softmax_attention", _attend_softmax)
+_softmax_backward = Operator("softmax_attention_backward", _differentiate_softmax)
 
 
 def _run(name: str, tensors: Sequence[Tensor], option: str | float) -> None:
@@ -66,7 +80,7 @@ def _gradient_buffers(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, 
     return uninitialised(q, q.shape), uninitialised(k, k.shape), uninitialised(v, v.shape)
 
 
-native_linear_attention.register_fake(lambda q, k, v: v.new_empty(v.shape))
+_linear.register_fake(lambda q, k, v: v.new_empty(v.shape))
 _softmax.register_fake(lambda q, k, v: (v.new_empty(v.shape), q.new_empty(_normaliser_shape(q))))
 for _operator in (_linear_backward, _softmax_backward):
     _operator.register_fake(lambda q, k, v, *_: tuple(operand.new_empty(operand.shape) for operand in (q, k, v)))
@@ -88,7 +102,7 @@ def _softmax_gradients(ctx: Any, g: Tensor, _: Tensor) -> tuple[Tensor, Tensor, 
     return _softmax_backward(*ctx.saved_tensors, g)
 
 
-native_linear_attention.register_autograd(_linear_gradients, setup_context=_keep_operands)
+_linear.register_autograd(_linear_gradients, setup_context=_keep_operands)
 _softmax.register_autograd(_softmax_gradients, setup_context=_keep_operands_and_normaliser)
 
 
@@ -108,9 +122,39 @@ def _over_batches(mapped: Operator) -> None:
     mapped.register_vmap(rule)
 
 
-for _operator in (native_linear_attention, _linear_backward, _softmax, _softmax_backward):
+for _operator in (_linear, _linear_backward, _softmax, _softmax_backward):
     _over_batches(_operator)
-for _operator in (native_linear_attention, _softmax):
+for _operator in (_linear, _softmax):
     _operator.register_autocast(torch.float32)
 for _operator in (_linear_backward, _softmax_backward):
     _operator.refuse_gradient()
+
+
+# second derivatives are left to the operators, which refuse them
+
+
+class _DirectLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        ctx.save_for_backward(q, k, v)
+        return _attend_linear(q, k, v)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        direct = not torch.is_grad_enabled() and unobserved(*gradients)
+        differentiate = _differentiate_linear if direct else _linear_backward
+        return differentiate(*ctx.saved_tensors, *gradients)
+
+
+class _DirectSoftmax(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        o, normaliser = _attend_softmax(q, k, v)
+        ctx.save_for_backward(q, k, v, normaliser)
+        return o
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        direct = not torch.is_grad_enabled() and unobserved(*gradients)
+        differentiate = _differentiate_softmax if direct else _softmax_backward
+        return differentiate(*ctx.saved_tensors, *gradients)

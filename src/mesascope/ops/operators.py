@@ -12,7 +12,7 @@ _LIBRARY = torch.library.Library("mesascope", "FRAGMENT")
 
 
 class Operator:
-    """A registered function; called as the function is."""
+    """A function registered as `mesascope::name`, which must not change or return its operands; called as it is."""
 
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
         self.name = f"mesascope::{name}"
@@ -46,8 +46,3 @@ class Operator:
     def register_autocast(self, dtype: torch.dtype) -> None:
         """Compute in `dtype` under autocast."""
         torch.library.register_autocast(self.name, "cpu", dtype, lib=_LIBRARY)
-
-
-def operator(name: str) -> Callable[[Callable[..., Any]], Operator]:
-    """Register the decorated function, which must not change or return its operands, as `mesascope::name`."""
-    return lambda function: Operator(name, function)

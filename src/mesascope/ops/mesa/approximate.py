@@ -123,9 +123,7 @@ def _operands(
     regularizer: Regularizer,
 ) -> Operands:
     check_regularizer(regularizer)
-    operands = prepare(q, k, v, ridge, log_forget, write)
-    operands.check_finite()
-    return operands
+    return prepare(q, k, v, ridge, log_forget, write).completed()
 
 
 def _attend(operands: Operands, regularizer: Regularizer, solve: Callable[[Problem, Tensor], Tensor]) -> Tensor:

@@ -1,7 +1,6 @@
 """Mesa attention: ridge regression solved exactly at every time step, applied to the query."""
 
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal, overload
+from typing import Literal, overload
 
 import torch
 from jaxtyping import Float, Integer
@@ -13,6 +12,7 @@ from mesascope.ops.mesa.checks import Operands, check_cu_seqlens, check_regulari
 from mesascope.ops.mesa.chunked import solve_queries
 from mesascope.ops.mesa.gated import decay_inside
 from mesascope.ops.mesa.packing import pad, unpad
+from mesascope.ops.mesa.portable import full_precision
 from mesascope.ops.mesa.problem import Regularizer
 from mesascope.ops.mesa.state import MesaState
 
@@ -137,7 +137,8 @@ def mesa_attention(
         lengths = check_cu_seqlens(cu_seqlens, operands.q)
         padded, final = _attend(pad(operands, lengths), regularizer, state, return_state, backend)
         output = unpad(padded, lengths)
-    output = output.to(q.dtype)
+    if output.dtype != q.dtype:
+        output = output.to(q.dtype)
     return output if final is None else (output, final)
 
 
@@ -160,11 +161,10 @@ def mesa_attention_map(
 
         return uncompiled.mesa_attention_map(q, k, ridge, log_forget=log_forget, write=write, regularizer=regularizer)
     check_regularizer(regularizer)
-    operands = prepare(q, k, k, ridge, log_forget, write)
-    operands.check_finite()
+    operands = prepare(q, k, k, ridge, log_forget, write).completed()
     if operands.empty():
         return q.transpose(1, 2) @ k.permute(0, 2, 3, 1) + operands.empty_output().sum()
-    with _full_precision(q.device):
+    with full_precision(q.device):
         queries, keys = operands.q.transpose(1, 2), operands.k.transpose(1, 2)
         forget, strength = (
             None if gate is None else gate.transpose(1, 2) for gate in (operands.log_forget, operands.write)
@@ -184,17 +184,12 @@ def _attend(
     case = Case(q, operands.k, v, ridge, operands.log_forget, operands.write, regularizer, state, return_state)
     attend = choose(backend, case)
     if operands.empty():
+        operands = operands.completed()
         batch, _, heads, d = q.shape
         sizes = {"batch": batch, "heads": heads, "key_dim": d, "value_dim": v.shape[-1]}
         start = MesaState.initial(ridge, **sizes, regularizer=regularizer) if state is None else state
         return operands.empty_output(), start if return_state else None
-    with _full_precision(q.device):
-        output, final = attend(case)
+    output, final = attend(case)
     if final is not None:
         final.require_finite()
     return output, final
-
-
-def _full_precision(device: torch.device) -> AbstractContextManager[Any]:
-    """Keep autocast from lowering the precision of the operations inside."""
-    return torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext()

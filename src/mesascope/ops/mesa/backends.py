@@ -1,30 +1,9 @@
 """The backends of mesa attention, and the one place where one of them is chosen."""
 
-from collections.abc import Callable
-
-from torch import Tensor
-
 from mesascope.errors import InputError, suggest
-from mesascope.ops.mesa import chunked, native, reference
+from mesascope.ops.mesa import native
 from mesascope.ops.mesa.case import Case
-from mesascope.ops.mesa.checks import check_finite
-from mesascope.ops.mesa.state import MesaState
-
-Attend = Callable[[Case], tuple[Tensor, MesaState | None]]
-"""A backend: the output, and the state where it is wanted."""
-
-
-def _checked(attend: Attend) -> Attend:
-    """The same where q, k and v are finite, and else an error. The native kernels see to it while they compute."""
-
-    def checked(case: Case) -> tuple[Tensor, MesaState | None]:
-        check_finite({"q": case.q, "k": case.k, "v": case.v})
-        return attend(case)
-
-    return checked
-
-
-PORTABLE: dict[str, Attend] = {"reference": _checked(reference.attend), "chunked": _checked(chunked.attend)}
+from mesascope.ops.mesa.portable import PORTABLE, Attend
 
 
 def native_available() -> bool:
@@ -47,7 +26,7 @@ def choose(backend: str, case: Case) -> Attend:
         InputError: there is no such backend, or no compiled kernels for it.
     """
     if backend == "auto":
-        backend = "native" if native_supports(case) else "chunked"
+        return native.compute if native_supports(case) else PORTABLE["chunked"]
     if backend in PORTABLE:
         return PORTABLE[backend]
     if backend != "native":

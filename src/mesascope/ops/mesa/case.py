@@ -14,7 +14,7 @@ class Case(NamedTuple):
     Attributes:
         q, k: `[B, T, H, D]`.
         v: `[B, T, H, Dv]`.
-        ridge: `[B, H, D]`, often expanded.
+        ridge: `[B, H, D]`, often expanded; for the native kernels of any shape that `expand_ridge` takes.
         log_forget, write: `[B, T, H]` or None.
         regularizer: "initial" or "constant".
         state: to start from, or None; with "initial" the ridge is inside it and the operand is not used.

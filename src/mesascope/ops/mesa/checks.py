@@ -5,7 +5,7 @@ where they are not known.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import get_args
 
@@ -19,6 +19,7 @@ from mesascope.ops.operands import check_shapes
 
 _HALF = (torch.float16, torch.bfloat16)
 _LARGE = ("q", "k", "v")
+_REGULARIZERS = get_args(Regularizer)
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Operands:
     Attributes:
         q, k: `[B, T, H, D]`.
         v: `[B, T, H, Dv]`.
-        ridge: `[B, H, D]`.
+        ridge: of any shape that `expand_ridge` takes.
         log_forget, write: `[B, T, H]` or None.
     """
 
@@ -43,9 +44,12 @@ class Operands:
         """All tensors by the names of the arguments."""
         return {name: tensor for name, tensor in vars(self).items() if tensor is not None}
 
-    def check_finite(self) -> None:
-        """Raise `InputError` if q, k or v has a value that is NaN or infinite."""
+    def completed(self) -> "Operands":
+        """The same with a ridge `[B, H, D]`, after a look at the values that `prepare` leaves out."""
+        check_ridge(self.ridge)
         check_finite({name: getattr(self, name) for name in _LARGE})
+        batch, _, heads, d = self.q.shape
+        return replace(self, ridge=expand_ridge(self.ridge, batch, heads, d))
 
     def empty(self) -> bool:
         """Whether there is no token to compute."""
@@ -59,9 +63,9 @@ class Operands:
 def prepare(
     q: Tensor, k: Tensor, v: Tensor, ridge: Tensor, log_forget: Tensor | None, write: Tensor | None
 ) -> Operands:
-    """Check all operands; bring half precision to float32 and the ridge to `[B, H, D]`.
+    """Check all operands and bring half precision to float32.
 
-    Whether q, k and v are finite, which takes a pass over each of them, is left to `check_finite`.
+    Whether q, k and v are finite and the ridge is positive is left to whoever reads them first: see `completed`.
 
     Raises:
         InputError: names the operand, what it is and what is allowed.
@@ -72,22 +76,20 @@ def prepare(
         if gate is not None:
             require(gate.shape == q.shape[:3], name, tuple(gate.shape), f"of shape [B, T, H] = {tuple(q.shape[:3])}")
     given = Operands(q, k, v, ridge, log_forget, write)
-    _check_types(given)
-    expanded = expand_ridge(ridge, batch, heads, d)
-    if not tracing():
-        _check_values(given)
-    given = Operands(q, k, v, expanded, log_forget, write)
+    uniform = _check_types(given)
+    ridge_axes(ridge, batch, heads, d)
+    _check_gates(log_forget, write)
     dtype = compute_dtype(q.dtype)
-    if all(operand.dtype == dtype for operand in given.named().values()):
+    if uniform and q.dtype == dtype:
         return given
     return Operands(**{name: operand.to(dtype) for name, operand in given.named().items()})
 
 
 def check_regularizer(regularizer: str) -> None:
     """Raise an error unless there is such a regularizer."""
-    known = get_args(Regularizer)
-    if regularizer not in known:
-        require(False, "regularizer", regularizer, f"one of {known}; {suggest(str(regularizer), known)}")
+    if regularizer not in _REGULARIZERS:
+        known = f"one of {_REGULARIZERS}; {suggest(str(regularizer), _REGULARIZERS)}"
+        require(False, "regularizer", regularizer, known)
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -95,8 +97,16 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in _HALF else dtype
 
 
-def expand_ridge(ridge: Tensor, batch: int, heads: int, d: int) -> Tensor:
-    """The ridge of every head and coordinate, `[B, H, D]`, from any of the shapes that are allowed."""
+RidgeAxes = tuple[int | None, int | None, int | None]
+"""Which dimensions of a ridge run over rows, heads and coordinates; None where one number serves all."""
+
+
+def ridge_axes(ridge: Tensor, batch: int, heads: int, d: int) -> RidgeAxes:
+    """How a ridge of any of the shapes that are allowed is read.
+
+    Raises:
+        InputError: the shape is not allowed, or can be read in two ways.
+    """
     shape = tuple(ridge.shape)
     diagonal = shape == (heads, d)
     per_head = len(shape) <= 2 and _broadcasts(shape, (batch, heads))
@@ -105,14 +115,22 @@ def expand_ridge(ridge: Tensor, batch: int, heads: int, d: int) -> Tensor:
             f"ridge: got shape {shape}, which can be read as [B, H] and as [H, D]; write it with three dimensions, "
             "ridge[:, :, None] for one per row and head or ridge[None] for one per head and coordinate"
         )
-    if diagonal or (len(shape) == 3 and _broadcasts(shape, (batch, heads, d))):
-        return ridge.expand(batch, heads, d)
+    if diagonal:
+        return None, 0, 1
     if per_head:
-        return ridge[..., None].expand(batch, heads, d)
+        return 0 if len(shape) == 2 else None, len(shape) - 1 if shape else None, None
+    if len(shape) == 3 and _broadcasts(shape, (batch, heads, d)):
+        return 0, 1, 2
     raise InputError(
         f"ridge: got shape {shape}, but it must be broadcastable to [B, H] = [{batch}, {heads}], or [H, D] = "
         f"[{heads}, {d}], or have three dimensions and be broadcastable to [B, H, D] = [{batch}, {heads}, {d}]"
     )
+
+
+def expand_ridge(ridge: Tensor, batch: int, heads: int, d: int) -> Tensor:
+    """The ridge of every head and coordinate, `[B, H, D]`, from any of the shapes that are allowed."""
+    of_coordinates = ridge_axes(ridge, batch, heads, d)[2] is not None
+    return (ridge if of_coordinates else ridge[..., None]).expand(batch, heads, d)
 
 
 def check_cu_seqlens(cu_seqlens: Tensor, q: Tensor) -> list[int]:
@@ -144,10 +162,16 @@ def _broadcasts(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
     return all(size in (1, wanted) for size, wanted in zip(reversed(shape), reversed(target), strict=False))
 
 
-def _check_types(operands: Operands) -> None:
-    q, *others = operands.named().values()
-    if q.is_floating_point() and all(x.dtype == q.dtype and x.device == q.device for x in others):
-        return
+def _check_types(operands: Operands) -> bool:
+    """Whether all are of one type; if not, they may still be allowed to differ."""
+    q, *others = vars(operands).values()
+    dtype, device = q.dtype, q.device
+    for other in others:
+        if other is not None and (other.dtype != dtype or other.device != device):
+            break
+    else:
+        if dtype.is_floating_point:
+            return True
     require(q.is_floating_point(), "q", q.dtype, "a floating-point tensor")
     autocast = torch.is_autocast_enabled(q.device.type)
     for name, operand in operands.named().items():
@@ -158,6 +182,7 @@ def _check_types(operands: Operands) -> None:
         narrow = {q.dtype, operand.dtype} <= {*_HALF, torch.float32}
         allowed = narrow and (autocast or (name not in ("k", "v") and operand.dtype == compute_dtype(q.dtype)))
         require(allowed, name, operand.dtype, f"of the dtype of q ({q.dtype})")
+    return False
 
 
 def without_copies(tensor: Tensor) -> Tensor:
@@ -168,19 +193,30 @@ def without_copies(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _check_values(operands: Operands) -> None:
-    for name, tensor in (("ridge", operands.ridge), ("write", operands.write), ("log_forget", operands.log_forget)):
-        if tensor is None or not tensor.numel():
+def _check_gates(log_forget: Tensor | None, write: Tensor | None) -> None:
+    for name, gate in (("write", write), ("log_forget", log_forget)):
+        if gate is None or not gate.numel() or tracing():
             continue
-        low, high = extremes(tensor)
+        low, high = extremes(gate)
         # written so that NaN is refused as well
-        if name == "ridge" and not low > 0:
-            raise InputError(f"ridge: got a smallest value of {low:.3g}, but it must be greater than 0")
         if name == "write" and not low >= 0:
             raise InputError(f"write: got a smallest value of {low:.3g}, but it must be at least 0")
         if name == "log_forget" and not high <= 0:
             raise InputError(f"log_forget: got a largest value of {high:.3g}, but it must be at most 0")
         _require_finite(name, low, high)
+
+
+def check_ridge(ridge: Tensor) -> None:
+    """Raise an error unless a ridge is positive and finite; do nothing while tracing."""
+    if ridge.numel() and not tracing():
+        check_ridge_range(*extremes(ridge))
+
+
+def check_ridge_range(low: float, high: float) -> None:
+    """Raise an error unless numbers from `low` to `high` are a ridge."""
+    if not low > 0:
+        raise InputError(f"ridge: got a smallest value of {low:.3g}, but it must be greater than 0")
+    _require_finite("ridge", low, high)
 
 
 def extremes(tensor: Tensor) -> tuple[float, float]:

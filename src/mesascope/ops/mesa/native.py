@@ -13,11 +13,11 @@ from torch import Tensor
 
 from mesascope.errors import InputError
 from mesascope.ops.kernels import computable, native_kernels
-from mesascope.ops.mesa import chunked
 from mesascope.ops.mesa.case import Case
-from mesascope.ops.mesa.checks import check_finite, tracing, without_copies
+from mesascope.ops.mesa.checks import check_finite, expand_ridge, tracing, without_copies
 from mesascope.ops.mesa.gated import remaining_at_end
-from mesascope.ops.mesa.native_operators import Inputs, Summary, differentiable_mesa_forward, mesa_forward
+from mesascope.ops.mesa.native_operators import Evidence, Inputs, differentiable_mesa_forward, mesa_forward
+from mesascope.ops.mesa.portable import PORTABLE
 from mesascope.ops.mesa.problem import LARGEST_RESIDUAL, Regularizer
 from mesascope.ops.mesa.state import MesaState
 
@@ -67,9 +67,9 @@ class _Conditioning:
 
 
 @torch.no_grad()
-def _conditioning(case: Case, evidence: Tensor) -> _Conditioning:
-    total, largest_square, _ = evidence.unbind(-1)
-    ridge = without_copies(case.ridge)
+def _conditioning(case: Case, evidence: Evidence) -> _Conditioning:
+    total, largest_square, _ = evidence.of_heads.unbind(-1)
+    ridge = without_copies(_expanded(case).ridge)
     largest, smallest = ridge.amax(-1), ridge.amin(-1)
     if case.state is not None:
         spread = case.state.matrix.diagonal(dim1=-2, dim2=-1)
@@ -83,35 +83,52 @@ def _conditioning(case: Case, evidence: Tensor) -> _Conditioning:
     return _Conditioning(float(condition.max()), float(gain.max()))
 
 
-def _well_conditioned(case: Case, evidence: Tensor, summary: Summary) -> bool:
+def _well_conditioned(case: Case, evidence: Evidence) -> bool:
     """Whether the kernels are accurate in the dtype of the operands; looked at head by head only where it matters."""
     # found while they were read, which is cheaper than reading them once more before
-    if not math.isfinite(summary.zero):
+    if not math.isfinite(evidence.zero):
         check_finite({"q": case.q, "k": case.k, "v": case.v})
     if case.state is None and case.log_forget is None:
-        total, largest, _, smallest_ridge, largest_ridge = summary
-        if _Conditioning((largest_ridge + total) / smallest_ridge, largest / smallest_ridge).allow(case):
+        condition = (evidence.largest_ridge + evidence.total) / evidence.smallest_ridge
+        if _Conditioning(condition, evidence.largest / evidence.smallest_ridge).allow(case):
             return True
     return _conditioning(case, evidence).allow(case)
 
 
+def _expanded(case: Case) -> Case:
+    """The same with a ridge `[B, H, D]`."""
+    batch, _, heads, d = case.k.shape
+    return case._replace(ridge=expand_ridge(case.ridge, batch, heads, d))
+
+
 def attend(case: Case) -> tuple[Tensor, MesaState | None]:
-    """Mesa attention of checked operands; see `Attend`.
+    """Mesa attention of checked operands; see `Attend` and `compute`.
+
+    Raises:
+        InputError: there are no kernels for the operands, a value is not allowed, or float64 is not precise enough.
+    """
+    if not supports(case):
+        raise InputError(
+            f"backend: got 'native', but the kernels compute on the CPU (q is on {case.q.device}), not inside "
+            'torch.vmap, torch.func.grad or forward-mode differentiation; use backend="chunked" or "auto"'
+        )
+    return compute(case)
+
+
+def compute(case: Case) -> tuple[Tensor, MesaState | None]:
+    """The same for a case that the kernels support.
 
     Where bounds that are cheap to tell say that float32 could lose too many digits it is computed in float64, and where
     float64 could by the chunked form, which verifies its solutions and refines them.
 
-    Raises:
-        InputError: the operands are not on the CPU, or the problem is singular in float64.
+    After other work, which leaves the caches full of its data, an operation of torch takes tens of microseconds instead
+    of one: without a state there are next to none but the kernels.
     """
+    if case.state is not None or case.return_state:
+        case = _expanded(case)
     q, k, v, ridge, log_forget, write, regularizer, state, return_state = case
-    if not supports(case):
-        raise InputError(
-            f"backend: got 'native', but the kernels compute on the CPU (q is on {q.device}), not inside torch.vmap, "
-            'torch.func.grad or forward-mode differentiation; use backend="chunked" or "auto"'
-        )
     if state is not None and not _usable(state):
-        return chunked.attend(case)
+        return PORTABLE["chunked"](case)
     # the gradient of a state takes two products with its inverse
     if k.dtype == torch.float32 and torch.is_grad_enabled() and state is not None and state.matrix.requires_grad:
         return _in_double(case)
@@ -124,22 +141,25 @@ def attend(case: Case) -> tuple[Tensor, MesaState | None]:
         # nothing is forgotten, so the ridge may as well be: H_0 = C_0 + ridge
         start = torch.linalg.inv(matrix.double() + torch.diag_embed(ridge.double())).to(k.dtype)
     start, association = (None if x is None else x.contiguous() for x in (start, association))
-    # a view that is negated only when it is read is not what lies in memory
-    tensors = (q, k, v, ridge, write, log_forget, start, association)
-    inputs = Inputs._make([*(None if x is None else x.resolve_neg() for x in tensors), constant])
+    inputs = Inputs._make([*map(_as_stored, (q, k, v, ridge, write, log_forget, start, association)), constant])
     tracked = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
     final_matrix = final_association = None
     if tracked:
-        o, evidence, summary = differentiable_mesa_forward(inputs)
+        o, evidence = differentiable_mesa_forward(inputs)
     else:
-        o, evidence, summary, _, final_matrix, final_association = mesa_forward(inputs, final=return_state)
-    if not _well_conditioned(case, evidence, summary):
-        return _in_double(case) if k.dtype == torch.float32 else chunked.attend(case)
+        o, evidence, _, final_matrix, final_association = mesa_forward(inputs, final=return_state)
+    if not _well_conditioned(case, evidence):
+        return _in_double(case) if k.dtype == torch.float32 else PORTABLE["chunked"](case)
     if not return_state:
         return o, None
     if final_matrix is None or final_association is None or regularizer == "constant":
         final_matrix, final_association = _final_state(k, v, ridge, log_forget, write, regularizer, matrix, association)
     return o, MesaState(regularizer, final_matrix, final_association)
+
+
+def _as_stored(tensor: Tensor | None) -> Tensor | None:
+    """The same numbers, and in memory too: those of some views are negated only when they are read."""
+    return tensor.resolve_neg() if tensor is not None and tensor.is_neg() else tensor
 
 
 def _in_double(case: Case) -> tuple[Tensor, MesaState | None]:
@@ -148,7 +168,7 @@ def _in_double(case: Case) -> tuple[Tensor, MesaState | None]:
         name: value.double() for name, value in case._asdict().items() if isinstance(value, Tensor)
     }
     state = None if case.state is None else case.state.to(dtype=torch.float64)
-    o, final = attend(case._replace(**changed, state=state))
+    o, final = compute(case._replace(**changed, state=state))
     return o.to(case.q.dtype), None if final is None else final.to(dtype=case.q.dtype)
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mesascope.ops.kernels import address, kernel, optional_address, problem_shape, uninitialised
+from mesascope.ops.kernels import Address, address, kernel, optional_address, problem_shape, uninitialised
+from mesascope.ops.mesa.checks import check_ridge_range, ridge_axes
 
 _LAYOUT = "auto"
 
@@ -21,7 +22,7 @@ class Inputs(NamedTuple):
     Attributes:
         q, k: `[B, T, H, D]`.
         v: `[B, T, H, Dv]`.
-        ridge: `[B, H, D]`.
+        ridge: of any shape that `expand_ridge` takes.
         write, log_forget: `[B, T, H]` or None.
         matrix: H_0^-1, or C_0 if `constant`, `[B, H, D, D]`, contiguous; or None.
         association: G_0, `[B, H, Dv, D]`, contiguous; or None.
@@ -41,19 +42,29 @@ class Inputs(NamedTuple):
     def arguments(self) -> tuple[Any, ...]:
         """In the order of the kernels."""
         q, k, v, ridge, *optional, constant = self
-        operands = (address(q), address(k), address(v), address(ridge), *map(optional_address, optional))
+        operands = (address(q), address(k), address(v), self.ridge_address(ridge), *map(optional_address, optional))
         return (problem_shape(k, v), *operands, constant)
 
+    def ridge_address(self, ridge: Tensor) -> Address:
+        """Of the ridge or a gradient of its shape, as `[B, H, D]`: with strides of 0 where one number serves all."""
+        batch, _, heads, d = self.k.shape
+        strides = [
+            0 if axis is None or ridge.shape[axis] == 1 else ridge.stride(axis)
+            for axis in ridge_axes(ridge, batch, heads, d)
+        ]
+        return (ridge.data_ptr(), *strides)
 
-class Summary(NamedTuple):
-    """Of all heads together.
+
+class Evidence(NamedTuple):
+    """What tells whether a problem is well posed.
 
     Attributes:
-        total, largest: the largest sum and the maximum over time of write |k|^2.
-        zero: 0, or NaN unless q, k, v are finite.
+        of_heads: `[B, H, 3]`: the sum and the maximum over time of write |k|^2, and 0; NaN unless q, k, v are finite.
+        total, largest, zero: the largest of each over all heads.
         smallest_ridge, largest_ridge: over all coordinates.
     """
 
+    of_heads: Tensor
     total: float
     largest: float
     zero: float
@@ -66,15 +77,13 @@ class Results(NamedTuple):
 
     Attributes:
         o: `[B, T, H, Dv]`.
-        evidence: `[B, H, 3]`: the sum and the maximum over time of write |k|^2, and 0; NaN unless q, k, v are finite.
-        summary: the largest of them.
+        evidence: see there.
         saved: what the backward kernel needs, or None.
         matrix, association: the final H_T^-1, or C_T if `constant`, and G_T; None unless asked for.
     """
 
     o: Tensor
-    evidence: Tensor
-    summary: Summary
+    evidence: Evidence
     saved: Tensor | None
     matrix: Tensor | None
     association: Tensor | None
@@ -85,31 +94,34 @@ def mesa_forward(inputs: Inputs, *, final: bool) -> Results:
     return _run(inputs, save=False, final=final)
 
 
-def differentiable_mesa_forward(inputs: Inputs) -> tuple[Tensor, Tensor, Summary]:
-    """`o`, differentiable once, `evidence` and `summary`."""
-    o, evidence, summary = _MesaAttention.apply(*inputs)  # type: ignore[no-untyped-call]
-    return o, evidence, summary
+def differentiable_mesa_forward(inputs: Inputs) -> tuple[Tensor, Evidence]:
+    """`o`, differentiable once, and `evidence`."""
+    o, evidence = _MesaAttention.apply(*inputs)  # type: ignore[no-untyped-call]
+    return o, evidence
 
 
 def _run(inputs: Inputs, *, save: bool, final: bool) -> Results:
     k, v = inputs.k, inputs.v
     batch, _, heads, d, d_v = shape = problem_shape(k, v)
-    o, evidence = uninitialised(v, v.shape), k.new_empty(batch, heads, 3)
+    o, of_heads = uninitialised(v, v.shape), k.new_empty(batch, heads, 3)
     optional = (
         uninitialised(k, (kernel("mesa_saved_size", k.dtype)(shape, _LAYOUT),)) if save else None,
         k.new_empty(batch, heads, d, d) if final else None,
         k.new_empty(batch, heads, d_v, d) if final else None,
     )
-    results = (address(o), address(evidence), *map(optional_address, optional))
-    summary = kernel("mesa_forward", k.dtype)(*inputs.arguments(), *results, _LAYOUT, torch.get_num_threads())
-    return Results(o, evidence, Summary(*summary), *optional)
+    results = (address(o), address(of_heads), *map(optional_address, optional))
+    found = kernel("mesa_forward", k.dtype)(*inputs.arguments(), *results, _LAYOUT, torch.get_num_threads())
+    evidence = Evidence(of_heads, *found)
+    # nothing was computed if there is an error
+    check_ridge_range(evidence.smallest_ridge, evidence.largest_ridge)
+    return Results(o, evidence, *optional)
 
 
 class _Gradients(NamedTuple):
     """What the backward kernel writes; None what is not needed.
 
     Attributes:
-        q, k, v, ridge, write: of the shapes of the operands; `ridge` also if it is in the state.
+        q, k, v, ridge, write: of the shapes of the operands; no `ridge` where it is in the state.
         penalty: sum_d ridge_d w_(t,d) q~_(t,d), `[B, T, H]`.
         association: `[B, H, Dv, D]`.
         pairs: -dL/dH_0, `[B, H, D, D]`.
@@ -118,7 +130,7 @@ class _Gradients(NamedTuple):
     q: Tensor
     k: Tensor
     v: Tensor
-    ridge: Tensor
+    ridge: Tensor | None
     write: Tensor | None
     penalty: Tensor | None
     association: Tensor | None
@@ -132,43 +144,47 @@ def _run_backward(inputs: Inputs, saved: Tensor, g: Tensor) -> _Gradients:
         uninitialised(q, q.shape),
         uninitialised(k, k.shape),
         uninitialised(v, v.shape),
-        k.new_empty(ridge.shape),
+        k.new_empty(ridge.shape) if matrix is None or constant else None,
         k.new_empty(k.shape[:3]) if gated else None,
         k.new_empty(k.shape[:3]) if constant else None,
         None if association is None else k.new_empty(association.shape),
         None if matrix is None else k.new_empty(matrix.shape),
     )
-    addresses = map(optional_address, gradients)
+    large, dridge, optional = gradients[:3], gradients.ridge, gradients[4:]
+    results = (*map(address, large), None if dridge is None else inputs.ridge_address(dridge))
     run = kernel("mesa_backward", k.dtype)
-    run(*inputs.arguments(), address(saved), address(g), *addresses, _LAYOUT, torch.get_num_threads())
+    addresses = (address(saved), address(g), *results, *map(optional_address, optional))
+    run(*inputs.arguments(), *addresses, _LAYOUT, torch.get_num_threads())
     return gradients
 
 
 class _MesaAttention(torch.autograd.Function):
     # not with `setup_context`, for which every call inspects the signature: torch.func cannot use the kernels anyway
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Summary]:
-        o, evidence, summary, saved, *_ = _run(Inputs(*inputs), save=True, final=False)
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Evidence]:
+        o, evidence, saved, *_ = _run(Inputs(*inputs), save=True, final=False)
         *tensors, ctx.constant = inputs
-        ctx.mark_non_differentiable(evidence)
-        ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors, saved, o)
-        return o, evidence, summary
+        return o, evidence
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, g: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-        if g is None:
-            return (None,) * len(Inputs._fields)
-        q, k, v, ridge, write, log_forget, matrix, association, saved, o = ctx.saved_tensors
-        inputs = Inputs(q, k, v, ridge, write, log_forget, matrix, association, ctx.constant)
-        g = g.resolve_neg()
-        found = _run_backward(inputs, saved, g)
-        dforget = None if inputs.log_forget is None else _forget_gradient(inputs, found, o, g)
-        dmatrix = None if inputs.matrix is None else _matrix_gradient(inputs, found)
-        dridge = None if inputs.matrix is not None and not inputs.constant else found.ridge
-        dwrite = None if inputs.write is None else found.write
-        return found.q, found.k, found.v, dridge, dwrite, dforget, dmatrix, found.association, None
+    def backward(ctx: Any, g: Tensor, _: None) -> tuple[Tensor | None, ...]:
+        # what makes a second derivative an error costs as much as a small problem
+        return _differentiated_once(ctx, g) if torch.is_grad_enabled() else _backward(ctx, g)
+
+
+def _backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    *tensors, saved, o = ctx.saved_tensors
+    inputs = Inputs._make([*tensors, ctx.constant])
+    g = g.resolve_neg() if g.is_neg() else g
+    found = _run_backward(inputs, saved, g)
+    dforget = None if inputs.log_forget is None else _forget_gradient(inputs, found, o, g)
+    dmatrix = None if inputs.matrix is None else _matrix_gradient(inputs, found)
+    dwrite = None if inputs.write is None else found.write
+    return found.q, found.k, found.v, found.ridge, dwrite, dforget, dmatrix, found.association, None
+
+
+_differentiated_once = once_differentiable(_backward)
 
 
 def _forget_gradient(inputs: Inputs, found: _Gradients, o: Tensor, g: Tensor) -> Tensor:

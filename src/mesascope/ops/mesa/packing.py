@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mesascope.ops.mesa.checks import Operands
+from mesascope.ops.mesa.checks import Operands, expand_ridge
 
 
 def pad(packed: Operands, lengths: Sequence[int]) -> Operands:
@@ -14,11 +14,12 @@ def pad(packed: Operands, lengths: Sequence[int]) -> Operands:
     def rows(operand: Tensor) -> Tensor:
         return torch.nn.utils.rnn.pad_sequence(operand[0].split(lengths), batch_first=True)
 
+    heads, d = packed.q.shape[2:]
     return Operands(
         rows(packed.q),
         rows(packed.k),
         rows(packed.v),
-        packed.ridge.expand(len(lengths), -1, -1),
+        expand_ridge(packed.ridge, 1, heads, d).expand(len(lengths), heads, d),
         None if packed.log_forget is None else rows(packed.log_forget),
         None if packed.write is None else rows(packed.write),
     )

@@ -92,8 +92,7 @@ class MesaState:
             ridge if constant and ridge is not None else torch.ones((), dtype=compute_dtype(dtype), device=q.device),
             None if log_forget is None else log_forget.unsqueeze(1),
             None if write is None else write.unsqueeze(1),
-        )
-        operands.check_finite()
+        ).completed()
         q, k, v = (operand[:, 0] for operand in (operands.q, operands.k, operands.v))
         self.check(self.regularizer, k, v)
         strength = torch.ones_like(k[..., :1]) if operands.write is None else operands.write[:, 0, :, None]

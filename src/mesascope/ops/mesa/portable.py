@@ -1,0 +1,37 @@
+"""The backends in plain torch, for any device."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mesascope.ops.mesa import chunked, reference
+from mesascope.ops.mesa.case import Case
+from mesascope.ops.mesa.checks import check_finite, check_ridge, expand_ridge
+from mesascope.ops.mesa.state import MesaState
+
+Attend = Callable[[Case], tuple[Tensor, MesaState | None]]
+"""A backend: the output, and the state where it is wanted."""
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Keep autocast from lowering the precision of the operations inside."""
+    return torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext()
+
+
+def _checked(attend: Attend) -> Attend:
+    """The same for a ridge of any shape, which refuses values that only the native kernels look at by themselves."""
+
+    def checked(case: Case) -> tuple[Tensor, MesaState | None]:
+        check_ridge(case.ridge)
+        check_finite({"q": case.q, "k": case.k, "v": case.v})
+        batch, _, heads, d = case.k.shape
+        with full_precision(case.q.device):
+            return attend(case._replace(ridge=expand_ridge(case.ridge, batch, heads, d)))
+
+    return checked
+
+
+PORTABLE: dict[str, Attend] = {"reference": _checked(reference.attend), "chunked": _checked(chunked.attend)}
