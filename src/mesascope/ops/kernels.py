@@ -41,18 +41,22 @@ _SUFFIX = {torch.float32: "_float32", torch.float64: "_float64"}
 """The dtypes that there are kernels for, and what the names of these end with."""
 
 
-def computable(*operands: Tensor) -> bool:
-    """Whether the kernels take these operands: on the CPU, all float32 or all float64, none of them empty.
+def addressable(*operands: Tensor) -> bool:
+    """Whether operands lie in memory as the kernels read them: on the CPU, all float32 or all float64, none empty.
 
-    torch.vmap may map them, but torch.func.grad and its kin cannot differentiate operators, and forward mode would lose
-    its tangents without an error.
+    In forward-mode differentiation they do not: tangents would be lost without an error.
     """
     first = operands[0]
-    if torch.autograd.forward_ad._current_level >= 0 or any(
-        transform != torch._C._functorch.TransformType.Vmap for transform in transforms()
-    ):
+    if torch.autograd.forward_ad._current_level >= 0 or first.dtype not in _SUFFIX:
         return False
-    return first.dtype in _SUFFIX and all(x.is_cpu and x.dtype == first.dtype and x.numel() > 0 for x in operands)
+    return all(x.is_cpu and x.dtype == first.dtype and x.numel() > 0 for x in operands)
+
+
+def computable(*operands: Tensor) -> bool:
+    """The same for kernels that torch.vmap may map; torch.func.grad and its kin cannot differentiate operators."""
+    return addressable(*operands) and all(
+        transform == torch._C._functorch.TransformType.Vmap for transform in transforms()
+    )
 
 
 _PLAIN = (Tensor, torch.nn.Parameter)

@@ -180,14 +180,13 @@ def _attend(
     """The output in the dtype it is computed in, and the state if it is wanted."""
     if state is not None:
         state.check(regularizer, operands.k, operands.v)
-    q, v, ridge = operands.q, operands.v, operands.ridge
-    case = Case(q, operands.k, v, ridge, operands.log_forget, operands.write, regularizer, state, return_state)
+    case = Case(*operands, regularizer, state, return_state)
     attend = choose(backend, case)
     if operands.empty():
         operands = operands.completed()
-        batch, _, heads, d = q.shape
-        sizes = {"batch": batch, "heads": heads, "key_dim": d, "value_dim": v.shape[-1]}
-        start = MesaState.initial(ridge, **sizes, regularizer=regularizer) if state is None else state
+        batch, _, heads, d = operands.q.shape
+        sizes = {"batch": batch, "heads": heads, "key_dim": d, "value_dim": operands.v.shape[-1]}
+        start = MesaState.initial(operands.ridge, **sizes, regularizer=regularizer) if state is None else state
         return operands.empty_output(), start if return_state else None
     output, final = attend(case)
     if final is not None:

@@ -5,9 +5,8 @@ where they are not known.
 """
 
 import math
-from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import get_args
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -18,12 +17,10 @@ from mesascope.ops.mesa.problem import Regularizer
 from mesascope.ops.operands import check_shapes
 
 _HALF = (torch.float16, torch.bfloat16)
-_LARGE = ("q", "k", "v")
 _REGULARIZERS = get_args(Regularizer)
 
 
-@dataclass(frozen=True)
-class Operands:
+class Operands(NamedTuple):
     """Checked operands in the dtype to compute in.
 
     Attributes:
@@ -42,14 +39,14 @@ class Operands:
 
     def named(self) -> dict[str, Tensor]:
         """All tensors by the names of the arguments."""
-        return {name: tensor for name, tensor in vars(self).items() if tensor is not None}
+        return {name: tensor for name, tensor in self._asdict().items() if tensor is not None}
 
     def completed(self) -> "Operands":
         """The same with a ridge `[B, H, D]`, after a look at the values that `prepare` leaves out."""
         check_ridge(self.ridge)
-        check_finite({name: getattr(self, name) for name in _LARGE})
+        check_finite({"q": self.q, "k": self.k, "v": self.v})
         batch, _, heads, d = self.q.shape
-        return replace(self, ridge=expand_ridge(self.ridge, batch, heads, d))
+        return self._replace(ridge=expand_ridge(self.ridge, batch, heads, d))
 
     def empty(self) -> bool:
         """Whether there is no token to compute."""
@@ -164,7 +161,7 @@ def _broadcasts(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
 
 def _check_types(operands: Operands) -> bool:
     """Whether all are of one type; if not, they may still be allowed to differ."""
-    q, *others = vars(operands).values()
+    q, *others = operands
     dtype, device = q.dtype, q.device
     for other in others:
         if other is not None and (other.dtype != dtype or other.device != device):

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from mesascope.errors import InputError
-from mesascope.ops.kernels import computable, native_kernels
+from mesascope.ops.kernels import addressable, native_kernels, transforms
 from mesascope.ops.mesa.case import Case
-from mesascope.ops.mesa.checks import check_finite, expand_ridge, tracing, without_copies
+from mesascope.ops.mesa.checks import check_finite, expand_ridge, without_copies
 from mesascope.ops.mesa.gated import remaining_at_end
 from mesascope.ops.mesa.native_operators import Evidence, Inputs, differentiable_mesa_forward, mesa_forward
 from mesascope.ops.mesa.portable import PORTABLE
@@ -29,7 +29,7 @@ def available() -> bool:
 
 def supports(case: Case) -> bool:
     """Whether the kernels compute this case: operands on the CPU whose values are known."""
-    return computable(case.q, case.k) and not tracing()
+    return not torch.compiler.is_compiling() and not transforms() and addressable(case.q, case.k)
 
 
 @torch.no_grad()
