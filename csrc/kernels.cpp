@@ -13,9 +13,8 @@ namespace {
 template <class Implementation, class Problem>
 constexpr mesascope::Kernel<Problem> kernel() {
   return {[](const Sizes& size) { return Implementation(size, nullptr).bytes; },
-          [](const Problem& problem, Index begin, Index end, void* memory) {
-            Implementation implementation(problem.size, memory);
-            for (Index group = begin; group < end; ++group) implementation.run(problem, group, end);
+          [](const Problem& problem, Index group, Index next, void* memory) {
+            Implementation(problem.size, memory).run(problem, group, next);
           }};
 }
 

@@ -5,12 +5,14 @@
 
 namespace mesascope {
 
-// A kernel treats groups begin .. end of the heads with `workspace` bytes of its own, aligned to 64 and zero before the
-// first call.
+inline constexpr Index no_group = -1;
+
+// A kernel treats one group of the heads with `workspace` bytes of its own, aligned to 64 and zero before the first call,
+// and asks for the operands of the group that comes next.
 template <class Problem>
 struct Kernel {
   Index (*workspace)(const Sizes&);
-  void (*run)(const Problem&, Index begin, Index end, void* memory);
+  void (*run)(const Problem&, Index group, Index next, void* memory);
 };
 
 template <class T>

@@ -148,13 +148,12 @@ inline void finish_rows(const Operand<T>& to, View<Element> rows, const Group<La
   if (!in_place<Layout>(to, count, dim)) store_rows(to, constant(rows), group, time, count, dim);
 }
 
-// The group whose operands are asked for while the last chunk of `group` is computed: the next one of the same thread,
-// whose groups end at `end`; one without heads if there is none.
+// The group whose operands are asked for while the last chunk of another is computed; without heads if there is none.
 template <class Layout>
-inline Group<Layout> following(const Sizes& size, Index group, Index end) {
-  Group<Layout> next(size, group + 1);
-  if (group + 1 == end) next.count = 0;
-  return next;
+inline Group<Layout> following(const Sizes& size, Index next) {
+  Group<Layout> group(size, next == mesascope::no_group ? 0 : next);
+  if (next == mesascope::no_group) group.count = 0;
+  return group;
 }
 
 // Asks for rows time .. time + count of an operand, as far as it has them: the rows of one head lie too far apart for

@@ -40,10 +40,10 @@ struct LinearForward {
     bytes = space.bytes();
   }
 
-  // one group of heads, of those before `end`
-  void run(const LinearProblem<T>& problem, Index index, Index end) {
+  // one group of heads, and what is read first of the next
+  void run(const LinearProblem<T>& problem, Index index, Index next_index) {
     const auto [batch, time, heads, dim, dim_v] = problem.size;
-    const Group<Layout> group(problem.size, index), next = following<Layout>(problem.size, index, end);
+    const Group<Layout> group(problem.size, index), next = following<Layout>(problem.size, next_index);
     clear<Layout>(past, 0, dim);
     for (Index start = 0; start < time; start += chunk) {
       const Index n = time - start < chunk ? time - start : chunk;
@@ -114,10 +114,10 @@ struct LinearBackward {
     bytes = space.bytes();
   }
 
-  // one group of heads, of those before `end`
-  void run(const LinearProblem<T>& problem, Index index, Index end) {
+  // one group of heads, and what is read first of the next
+  void run(const LinearProblem<T>& problem, Index index, Index next_index) {
     const auto [batch, time, heads, dim, dim_v] = problem.size;
-    const Group<Layout> group(problem.size, index), next = following<Layout>(problem.size, index, end);
+    const Group<Layout> group(problem.size, index), next = following<Layout>(problem.size, next_index);
     clear<Layout>(past, 0, dim_v);
     clear<Layout>(future, 0, dim_v);
     for (Index start = 0; start < time; start += chunk) {

@@ -333,11 +333,11 @@ struct MesaForward {
     bytes = space.bytes();
   }
 
-  // one group of heads, of those before `end`
-  void run(const MesaProblem<T>& problem, Index index, Index end) {
+  // one group of heads, and what is read first of the next
+  void run(const MesaProblem<T>& problem, Index index, Index next_index) {
     const Sizes& size = problem.size;
     const Index time = size.time, dim = size.dim, dim_v = size.dim_v;
-    const Group<Layout> group(size, index), next = following<Layout>(size, index, end);
+    const Group<Layout> group(size, index), next = following<Layout>(size, next_index);
     if (problem.constant) {
       tokens.begin(problem, group);
     } else {
@@ -479,13 +479,13 @@ struct MesaBackward {
     bytes = space.bytes();
   }
 
-  // one group of heads, of those before `end`
-  void run(const MesaProblem<T>& problem, Index index, Index end) {
+  // one group of heads, and what is read first of the next
+  void run(const MesaProblem<T>& problem, Index index, Index next_index) {
     const Sizes& size = problem.size;
     const Group<Layout> group(size, index);
     const Saved<Layout> saved(size, problem.saved, index);
     const Index chunks = solve_forward(problem, group, saved);
-    accumulate_backward(problem, group, following<Layout>(size, index, end), saved, chunks);
+    accumulate_backward(problem, group, following<Layout>(size, next_index), saved, chunks);
   }
 
  private:

@@ -26,7 +26,7 @@ struct Tile {
 #if defined(__AVX512F__)
 inline constexpr int register_bytes = 64;
 inline constexpr Tile lanes_tile{4, 4}, columns_tile{4, 4};
-inline constexpr int lanes_ahead = 48, columns_ahead = 12;
+inline constexpr int lanes_ahead = 64, columns_ahead = 12;
 #elif defined(__AVX2__)
 inline constexpr int register_bytes = 32;
 inline constexpr Tile lanes_tile{3, 4}, columns_tile{4, 2};

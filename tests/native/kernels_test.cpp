@@ -123,7 +123,8 @@ void run(const KernelSet<T>& set, const Kernel<Problem>& kernel, const Problem& 
   const Index groups = (problem.size.all_heads() + set.heads_per_group - 1) / set.heads_per_group;
   if (threads > 1) return run_groups(kernel, problem, groups, threads);
   const Exact memory(kernel.workspace(problem.size), 0);
-  kernel.run(problem, 0, groups, memory.data());
+  for (Index group = 0; group < groups; ++group)
+    kernel.run(problem, group, group + 1 < groups ? group + 1 : no_group, memory.data());
 }
 
 template <class T>
