@@ -58,6 +58,7 @@ struct LinearForward {
       attend_chunk<Layout>(ahead, o, q, k, v, past, start == 0, last, n, dim, dim_v, scores, scratch);
       finish_rows(problem.o, o, group, start, n, dim_v);
     }
+    ahead.finish();
   }
 };
 
@@ -165,6 +166,7 @@ struct LinearBackward {
       finish_rows(problem.dv, out_v, group, start, n, dim_v);
       finish_rows(problem.dk, out, group, start, n, dim);
     }
+    ahead.finish();
   }
 };
 

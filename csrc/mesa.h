@@ -362,11 +362,13 @@ struct MesaForward {
       const bool last = start + n == time;
       ask_for_rows(ahead, problem.o, group, size, start, n, dim_v);
       ask_for_operands(ahead, problem, last ? next : group, last ? 0 : start + n);
-      if (saved.data != nullptr && !last) {
-        ask_for_matrix(ahead, saved.gains(start + n), chunk);
-        ask_for_matrix(ahead, saved.solved(start + n), chunk);
-        ask_for_matrix(ahead, saved.factor(start + n), chunk);
-        ask_for_matrix(ahead, saved.scores(start + n), chunk);
+      if (saved.data != nullptr && (!last || next.count > 0)) {
+        const Saved<Layout> after = last ? Saved<Layout>(size, problem.saved, next_index) : saved;
+        const Index token = last ? 0 : start + n;
+        ask_for_matrix(ahead, after.gains(token), chunk);
+        ask_for_matrix(ahead, after.solved(token), chunk);
+        ask_for_matrix(ahead, after.factor(token), chunk);
+        ask_for_matrix(ahead, after.scores(token), chunk);
       }
       if (problem.constant) {
         tokens.solve_chunk(solved, q, k, gates, n, dim);
@@ -400,6 +402,7 @@ struct MesaForward {
       const Operand<T> transposed_matrix{problem.final_association, size.heads * dim * dim_v, 1, dim * dim_v, dim};
       store_rows<Layout, T, Element>(transposed_matrix, constant(past), group, 0, dim, dim_v);
     }
+    ahead.finish();
   }
 
  private:
@@ -485,7 +488,8 @@ struct MesaBackward {
     const Group<Layout> group(size, index);
     const Saved<Layout> saved(size, problem.saved, index);
     const Index chunks = solve_forward(problem, group, saved);
-    accumulate_backward(problem, group, following<Layout>(size, next_index), saved, chunks);
+    accumulate_backward(problem, group, next_index, saved, chunks);
+    ahead.finish();
   }
 
  private:
@@ -589,7 +593,7 @@ struct MesaBackward {
     scale<Layout>(weights, gates.last_decay, dim_v, dim);
   }
 
-  void accumulate_backward(const MesaProblem<T>& problem, const Group<Layout>& group, const Group<Layout>& next,
+  void accumulate_backward(const MesaProblem<T>& problem, const Group<Layout>& group, Index next_index,
                            const Saved<Layout>& saved, Index chunks) {
     const Sizes& size = problem.size;
     const Index dim = size.dim, dim_v = size.dim_v;
@@ -613,8 +617,11 @@ struct MesaBackward {
         ask_for_matrix(ahead, w.from_row(before), chunk);
         ask_for_matrix(ahead, pulls.from_row(before), chunk);
         if (!rows.kept) rows.ask_for(ahead, problem, group, before);
-      } else {
-        rows.ask_for(ahead, problem, next, 0);
+      } else if (next_index != mesascope::no_group) {
+        const Saved<Layout> next(size, problem.saved, next_index);
+        rows.ask_for(ahead, problem, Group<Layout>(size, next_index), 0);
+        ask_for_matrix(ahead, next.gains(0), chunk);
+        ask_for_matrix(ahead, next.factor(0), chunk);
       }
       const auto k = rows.k, v = rows.v, g = rows.g;
       if (gates.any && !last) {
