@@ -10,9 +10,10 @@
 namespace MESASCOPE_ISA {
 namespace {
 
-template <class Implementation, class Problem>
+template <template <class> class Kind, class Layout, class Problem>
 constexpr mesascope::Kernel<Problem> kernel() {
-  return {[](const Sizes& size) { return Implementation(size, nullptr).bytes; },
+  using Implementation = Kind<Layout>;
+  return {[](const Sizes& size) { return Implementation(size, nullptr).bytes; }, Layout::width > 1,
           [](const Problem& problem, Index group, Index next, void* memory) {
             Implementation(problem.size, memory).run(problem, group, next);
           }};
@@ -24,13 +25,13 @@ constexpr mesascope::KernelSet<typename Layout::Number> kernel_set() {
   mesascope::KernelSet<T> set{};
   set.heads_per_group = Layout::heads;
   set.saved = &mesa_saved<Layout>;
-  set.linear_forward = kernel<LinearForward<Layout>, LinearProblem<T>>();
-  set.linear_backward = kernel<LinearBackward<Layout>, LinearProblem<T>>();
-  set.mesa_forward = kernel<MesaForward<Layout>, MesaProblem<T>>();
-  set.mesa_backward = kernel<MesaBackward<Layout>, MesaProblem<T>>();
+  set.linear_forward = kernel<LinearForward, Layout, LinearProblem<T>>();
+  set.linear_backward = kernel<LinearBackward, Layout, LinearProblem<T>>();
+  set.mesa_forward = kernel<MesaForward, Layout, MesaProblem<T>>();
+  set.mesa_backward = kernel<MesaBackward, Layout, MesaProblem<T>>();
   if constexpr (Layout::heads > 1) {
-    set.softmax_forward = kernel<SoftmaxForward<Layout>, SoftmaxProblem<T>>();
-    set.softmax_backward = kernel<SoftmaxBackward<Layout>, SoftmaxProblem<T>>();
+    set.softmax_forward = kernel<SoftmaxForward, Layout, SoftmaxProblem<T>>();
+    set.softmax_backward = kernel<SoftmaxBackward, Layout, SoftmaxProblem<T>>();
   }
   return set;
 }

@@ -7,11 +7,12 @@ namespace mesascope {
 
 inline constexpr Index no_group = -1;
 
-// A kernel treats one group of the heads with `workspace` bytes of its own, aligned to 64 and zero before the first call,
-// and asks for the operands of the group that comes next.
+// A kernel treats one group of the heads with `workspace` bytes of its own, aligned to 64 and, if it is `padded`, zero
+// before the first call; and it asks for the operands of the group that comes next.
 template <class Problem>
 struct Kernel {
   Index (*workspace)(const Sizes&);
+  bool padded;
   void (*run)(const Problem&, Index group, Index next, void* memory);
 };
 

@@ -199,8 +199,8 @@ inline void store_matrix(T* to, View<const Element> from, const Sizes& size, con
   store_rows<Layout, T, Element>(operand, from, group, 0, rows, columns);
 }
 
-// Hands out matrices from one block of memory that is zero before the first use, so that what fills up the rows stays
-// zero; with no block it only counts.
+// Hands out matrices from one block of memory; with no block it only counts. Where rows are filled up to whole registers
+// the block is zero before the first use, so that what fills them up stays zero.
 template <class Layout>
 class Workspace {
  public:

@@ -70,7 +70,7 @@ void run_groups(const Kernel<Problem>& kernel, const Problem& problem, Index gro
     shares[worker].set(groups * worker / workers, groups * (worker + 1) / workers);
   const auto work = [&](Index worker) {
     void* const workspace = memory.data() + worker * bytes;
-    std::memset(workspace, 0, std::size_t(bytes));
+    if (kernel.padded) std::memset(workspace, 0, std::size_t(bytes));
     for (;;) {
       const auto [group, next] = shares[worker].take_first();
       if (group == no_group) break;

@@ -122,7 +122,7 @@ template <class T, class Problem>
 void run(const KernelSet<T>& set, const Kernel<Problem>& kernel, const Problem& problem, int threads) {
   const Index groups = (problem.size.all_heads() + set.heads_per_group - 1) / set.heads_per_group;
   if (threads > 1) return run_groups(kernel, problem, groups, threads);
-  const Exact memory(kernel.workspace(problem.size), 0);
+  const Exact memory(kernel.workspace(problem.size), kernel.padded ? 0 : not_a_number);
   for (Index group = 0; group < groups; ++group)
     kernel.run(problem, group, group + 1 < groups ? group + 1 : no_group, memory.data());
 }
