@@ -227,21 +227,18 @@ class Workspace {
   Index used_ = 0;
 };
 
-// Keys, values and gradients of one chunk, for a pass forward and one back in time. With heads in lanes, where reading
-// rows means transposing them, those of all chunks are kept for the way back if they fit in the cache with room for the
-// rest.
+// Keys, values and gradients of one chunk, for a pass forward and one back in time. Those of all chunks are kept for the
+// way back if they fit in the cache with room for the rest: reading them means copying or, with heads in lanes,
+// transposing.
 template <class Layout>
 struct BackwardRows {
   using Element = typename Layout::Element;
 
   View<const Element> k, v, g;  // of the chunk
-  bool kept;
-
   void allocate(Workspace<Layout>& space, const Sizes& size) {
-    constexpr Index most_bytes = 256 * 1024;
     const Index row = row_stride<Layout>(size.dim) + 2 * row_stride<Layout>(size.dim_v);
-    kept = Layout::heads > 1 && size.time * row * Index(sizeof(Element)) <= most_bytes;
-    const Index rows = kept ? size.time + Layout::chunk : Layout::chunk;
+    kept_ = size.time * row * Index(sizeof(Element)) <= Layout::most_kept;
+    const Index rows = kept_ ? size.time + Layout::chunk : Layout::chunk;
     keys_ = space.matrix(rows, size.dim), values_ = space.matrix(rows, size.dim_v);
     gradients_ = space.matrix(rows, size.dim_v);
   }
@@ -266,15 +263,22 @@ struct BackwardRows {
   // the same on the way back
   template <class Problem>
   void read_again(const Problem& problem, const Group<Layout>& group, Index start, Index count) {
-    if (!kept) return read(problem, group, start, count);
+    if (!kept_) return read(problem, group, start, count);
     k = constant(at(keys_, start)), v = constant(at(values_, start)), g = constant(at(gradients_, start));
   }
 
+  // What `read_again` reads
+  template <class Problem>
+  void ask_for_again(Ahead& ahead, const Problem& problem, const Group<Layout>& group, Index start) const {
+    if (!kept_) ask_for(ahead, problem, group, start);
+  }
+
  private:
+  bool kept_;
   View<Element> keys_, values_, gradients_;
 
   View<Element> at(View<Element> rows, Index start) const {
-    return {rows.data + (kept ? start * rows.rows : 0), rows.rows};
+    return {rows.data + (kept_ ? start * rows.rows : 0), rows.rows};
   }
 };
 

@@ -616,7 +616,7 @@ struct MesaBackward {
         ask_for_matrix(ahead, saved.scores(before), chunk);
         ask_for_matrix(ahead, w.from_row(before), chunk);
         ask_for_matrix(ahead, pulls.from_row(before), chunk);
-        if (!rows.kept) rows.ask_for(ahead, problem, group, before);
+        rows.ask_for_again(ahead, problem, group, before);
       } else if (next_index != mesascope::no_group) {
         const Saved<Layout> next(size, problem.saved, next_index);
         rows.ask_for(ahead, problem, Group<Layout>(size, next_index), 0);

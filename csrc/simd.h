@@ -21,24 +21,29 @@ struct Tile {
   int rows, columns;
 };
 
-// bytes of a register, the tiles of the two layouts below, and how many lines of memory are asked for with each column
-// of tiles or each tile (see ahead.h): about as many as a chunk needs, shared out among its products
+// bytes of a register, the tiles of the two layouts below, how many lines of memory are asked for with each column of
+// tiles or each tile (see ahead.h): about as many as a chunk needs, shared out among its products; and up to how many
+// bytes of rows backward passes keep from one pass over the tokens for the other: less than half of the cache
 #if defined(__AVX512F__)
 inline constexpr int register_bytes = 64;
 inline constexpr Tile lanes_tile{4, 4}, columns_tile{4, 4};
 inline constexpr int lanes_ahead = 64, columns_ahead = 12;
+inline constexpr Index lanes_kept = 256 * 1024, columns_kept = 512 * 1024;
 #elif defined(__AVX2__)
 inline constexpr int register_bytes = 32;
 inline constexpr Tile lanes_tile{3, 4}, columns_tile{4, 2};
 inline constexpr int lanes_ahead = 24, columns_ahead = 4;
+inline constexpr Index lanes_kept = 256 * 1024, columns_kept = 0;
 #elif defined(__aarch64__)
 inline constexpr int register_bytes = 16;
 inline constexpr Tile lanes_tile{4, 4}, columns_tile{4, 4};
 inline constexpr int lanes_ahead = 12, columns_ahead = 2;
+inline constexpr Index lanes_kept = 256 * 1024, columns_kept = 0;
 #else
 inline constexpr int register_bytes = 16;
 inline constexpr Tile lanes_tile{4, 2}, columns_tile{4, 2};
 inline constexpr int lanes_ahead = 12, columns_ahead = 2;
+inline constexpr Index lanes_kept = 256 * 1024, columns_kept = 0;
 #endif
 
 // One head in each lane of a register: every scalar of the algorithm is a pack, no head waits for another, and no lane
@@ -51,6 +56,7 @@ struct HeadsInLanes {
   static constexpr int chunk = 10;  // tokens treated at once
   static constexpr Tile tile = lanes_tile;
   static constexpr int lines_per_column = lanes_ahead, lines_per_tile = 0;
+  static constexpr Index most_kept = lanes_kept;
   using Element = Pack<T, heads>;
   using Vector = Element;
 };
@@ -64,6 +70,7 @@ struct ColumnsInLanes {
   static constexpr int chunk = 16;
   static constexpr Tile tile = columns_tile;
   static constexpr int lines_per_column = 0, lines_per_tile = columns_ahead;
+  static constexpr Index most_kept = columns_kept;
   using Element = T;
   using Vector = Pack<T, width>;
 };
