@@ -116,5 +116,10 @@ def uninitialised(like: Tensor, shape: Sequence[int]) -> Tensor:
     """
     if math.prod(shape) * like.element_size() < _SMALLEST_RECYCLED:
         return like.new_empty(shape)
-    recycled: Tensor = kernel("recycled", like.dtype)(shape)
-    return recycled
+    return recycled(like, shape)
+
+
+def recycled(like: Tensor, shape: Sequence[int]) -> Tensor:
+    """The same whatever the size, for small results beside large ones: of two ways to memory only one is warm."""
+    memory: Tensor = kernel("recycled", like.dtype)(shape)
+    return memory

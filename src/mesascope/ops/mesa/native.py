@@ -68,7 +68,11 @@ class _Conditioning:
 
 @torch.no_grad()
 def _conditioning(case: Case, evidence: Evidence) -> _Conditioning:
-    total, largest_square, _ = evidence.of_heads.unbind(-1)
+    if evidence.of_heads is None:
+        squares = case.k.square().sum(-1)
+        total, largest_square = squares.sum(1), squares.amax(1)
+    else:
+        total, largest_square, _ = evidence.of_heads.unbind(-1)
     ridge = without_copies(_expanded(case).ridge)
     largest, smallest = ridge.amax(-1), ridge.amin(-1)
     if case.state is not None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mesascope.ops.kernels import Address, address, kernel, optional_address, problem_shape, uninitialised
+from mesascope.ops.kernels import Address, address, kernel, optional_address, problem_shape, recycled, uninitialised
 from mesascope.ops.mesa.checks import check_ridge_range, ridge_axes
 
 _LAYOUT = "auto"
@@ -60,11 +60,12 @@ class Evidence(NamedTuple):
 
     Attributes:
         of_heads: `[B, H, 3]`: the sum and the maximum over time of write |k|^2, and 0; NaN unless q, k, v are finite.
+            None without gates and a state, where what follows nearly always tells.
         total, largest, zero: the largest of each over all heads.
         smallest_ridge, largest_ridge: over all coordinates.
     """
 
-    of_heads: Tensor
+    of_heads: Tensor | None
     total: float
     largest: float
     zero: float
@@ -103,13 +104,14 @@ def differentiable_mesa_forward(inputs: Inputs) -> tuple[Tensor, Evidence]:
 def _run(inputs: Inputs, *, save: bool, final: bool) -> Results:
     k, v = inputs.k, inputs.v
     batch, _, heads, d, d_v = shape = problem_shape(k, v)
-    o, of_heads = uninitialised(v, v.shape), k.new_empty(batch, heads, 3)
+    plain = inputs.write is None and inputs.log_forget is None and inputs.matrix is None
+    o, of_heads = uninitialised(v, v.shape), None if plain else k.new_empty(batch, heads, 3)
     optional = (
         uninitialised(k, (kernel("mesa_saved_size", k.dtype)(shape, _LAYOUT),)) if save else None,
         k.new_empty(batch, heads, d, d) if final else None,
         k.new_empty(batch, heads, d_v, d) if final else None,
     )
-    results = (address(o), address(of_heads), *map(optional_address, optional))
+    results = (address(o), *map(optional_address, (of_heads, *optional)))
     found = kernel("mesa_forward", k.dtype)(*inputs.arguments(), *results, _LAYOUT, torch.get_num_threads())
     evidence = Evidence(of_heads, *found)
     # nothing was computed if there is an error
@@ -144,7 +146,7 @@ def _run_backward(inputs: Inputs, saved: Tensor, g: Tensor) -> _Gradients:
         uninitialised(q, q.shape),
         uninitialised(k, k.shape),
         uninitialised(v, v.shape),
-        k.new_empty(ridge.shape) if matrix is None or constant else None,
+        recycled(k, ridge.shape) if matrix is None or constant else None,
         k.new_empty(k.shape[:3]) if gated else None,
         k.new_empty(k.shape[:3]) if constant else None,
         None if association is None else k.new_empty(association.shape),
