@@ -327,6 +327,32 @@ void test_pool() {
   std::exit(1);
 }
 
+// Every group is taken once, by whoever comes first, and the one that is said to follow is never one that comes before.
+void test_shares() {
+  constexpr Index groups = 1000;
+  std::vector<Share> shares(3);
+  for (Index owner = 0; owner < 3; ++owner) shares[owner].set(groups * owner / 3, groups * (owner + 1) / 3);
+  std::vector<std::atomic<int>> taken(groups);
+  std::atomic<int> failures{0};
+  const auto take = [&](Index owner) {
+    for (;;) {
+      const auto [group, next] = shares[owner].take_first();
+      if (group == no_group) break;
+      ++taken[group], failures += next != no_group && next != group + 1;
+      if (owner == 0) std::this_thread::yield();
+    }
+    for (Index other = owner + 1; other < owner + 3; ++other)
+      for (Index group; (group = shares[other % 3].take_last()) != no_group;) ++taken[group];
+  };
+  std::vector<std::thread> threads;
+  for (Index owner = 0; owner < 2; ++owner) threads.emplace_back(take, owner);  // the third never comes
+  for (std::thread& thread : threads) thread.join();
+  for (const std::atomic<int>& times : taken) failures += times != 1;
+  if (failures == 0) return;
+  std::printf("FAILED shares: %d groups were not taken once or not in order\n", failures.load());
+  std::exit(1);
+}
+
 std::string text(const Sizes& size) {
   std::string result = "[";
   for (Index value : {size.batch, size.time, size.heads, size.dim, size.dim_v}) result += std::to_string(value) + " ";
@@ -372,6 +398,7 @@ void test_set(const KernelSet<T>& set, const std::string& name) {
 
 int main() {
   test_pool();
+  test_shares();
   for (const InstructionSet& set : instruction_sets()) {
     if (!set.supported) {
       std::printf("%s: not on this processor\n", set.name().c_str());

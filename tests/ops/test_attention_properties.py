@@ -112,6 +112,16 @@ def test_ridge_broadcasts_and_its_gradient_is_summed(shape: tuple[int, ...], gen
     torch.testing.assert_close(gradient, full_gradient.sum_to_size(shape))
 
 
+def test_a_ridge_that_is_a_view_has_the_gradient_of_its_numbers() -> None:
+    q, k, v = draw(0, 2, 5, 3, 2, 2)
+    of_heads = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
+    views = (of_heads.expand(2, 3), of_heads.repeat(2, 1).T.contiguous().T, of_heads.repeat_interleave(2)[::2])
+    for view in views:
+        ridge, copy = view.requires_grad_(), view.detach().clone(memory_format=torch.contiguous_format).requires_grad_()
+        found, expected = (torch.autograd.grad(mesa_attention(q, k, v, x).square().sum(), x)[0] for x in (ridge, copy))
+        torch.testing.assert_close(found, expected)
+
+
 def test_each_head_has_its_own_ridge() -> None:
     q, k, v = draw(0, 2, 5, 2, 3, 3)
     output = mesa_attention(q, k, v, torch.tensor([0.1, 10.0], dtype=torch.float64))

@@ -1,9 +1,14 @@
 """The compiled kernels themselves: both layouts, every instruction set there is, any number of threads."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mesascope.ops import linear_attention, mesa_attention, native, softmax_attention
 from mesascope.ops.kernels import native_kernels, uninitialised
@@ -19,7 +24,7 @@ pytestmark = pytest.mark.skipif(KERNELS is None, reason="this run is without com
 SHAPES = [
     *((3, 21, 7, 5, 6), (1, 50, 16, 20, 20), (2, 35, 1, 33, 17), (1, 17, 2, 64, 64), (1, 9, 3, 1, 2)),
     # rows that are too many to be kept for the way back in time; matrices of more registers than a tile has
-    *((1, 90, 8, 20, 20), (1, 20, 1, 100, 112)),
+    *((1, 90, 8, 20, 20), (1, 20, 1, 100, 112), (1, 420, 1, 96, 112)),
 ]
 
 
@@ -53,6 +58,47 @@ def test_operators_refuse_tensors_of_several_dtypes() -> None:
         native.native_linear_attention(q, q, v)
     with pytest.raises(TypeError, match=r"softmax_forward: got tensors of .*float32.* all must be of one dtype"):
         native.native_softmax_attention(q, q, v)
+
+
+class Observer(TorchDispatchMode):
+    """Writes down the operators of this package that it sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "mesascope":
+            self.seen.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("attend", [linear_attention, softmax_attention])
+def test_operators_are_there_for_those_who_look(attend: Callable[..., Tensor]) -> None:
+    operands = [torch.randn(2, 6, 4, 3, requires_grad=True) for _ in range(3)]
+    results = []
+    for observer in (nullcontext(), Observer()):
+        with observer:
+            output = attend(*operands)
+            results.append([output, *torch.autograd.grad(output, operands, torch.ones_like(output))])
+    for direct, observed in zip(*results, strict=True):
+        assert torch.equal(direct, observed)
+    name = f"mesascope::{attend.__name__}"
+    assert isinstance(observer, Observer)
+    assert observer.seen == [name, f"{name}_backward"]
+    with FakeTensorMode():
+        assert attend(*(torch.empty(2, 6, 4, 3) for _ in range(3))).shape == (2, 6, 4, 3)
+
+
+@pytest.mark.parametrize("attend", [linear_attention, softmax_attention])
+def test_a_gradient_that_is_negated_when_read(attend: Callable[..., Tensor]) -> None:
+    operands = [torch.randn(2, 6, 4, 3, requires_grad=True) for _ in range(3)]
+    output, gradient = attend(*operands), torch.randn(2, 6, 4, 3)
+    negated = torch.complex(gradient, -gradient).conj().imag
+    assert negated.is_neg()
+    expected, found = (torch.autograd.grad(output, operands, g, retain_graph=True) for g in (gradient, negated))
+    for one, other in zip(expected, found, strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("layout", ["lanes", "columns"])
