@@ -11,11 +11,6 @@ using mesascope::Sizes;
 
 constexpr Index round_up(Index value, Index multiple) { return (value + multiple - 1) / multiple * multiple; }
 
-template <class Layout>
-inline Index groups(const Sizes& size) {
-  return (size.all_heads() + Layout::heads - 1) / Layout::heads;
-}
-
 // distance between the rows of a matrix with this many columns
 template <class Layout>
 inline Index row_stride(Index columns) {

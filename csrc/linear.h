@@ -98,7 +98,8 @@ struct LinearBackward {
   using Element = typename Layout::Element;
   static constexpr Index chunk = Layout::chunk;
 
-  View<Element> q_buffer, out_buffer, out_v_buffer, out_v_t, scores, pulls, past, future, scratch, scratch_v;
+  View<Element> q_buffer, out_buffer, out_v_buffer, out_v_t, scores, past, future, scratch, scratch_v;
+  View<Element> pulls;  // of all chunks
   BackwardRows<Layout> rows;
   Ahead ahead;
   Index bytes;
@@ -155,11 +156,12 @@ struct LinearBackward {
       const auto out = rows_to_write(problem.dk, group, start, n, dim, out_buffer);
       const auto out_v = rows_to_write(problem.dv, group, start, n, dim_v, out_v_buffer);
       const bool last = start + n == time;
-      // scores q k^T and pulls g v^T, which are those of the forward pass, as [t, i]
+      // scores q k^T and pulls g v^T, which the first loop has left, as [t, i]
       const auto k_t = transposed<Layout>(k, chunk, dim, scratch);
       const View<Element> pull = pulls.from_row(start);
       product<Layout, Into::assign, Part::lower>(ahead, scores, n, n, plus(q, k_t, dim));
-      future_values<Layout>(ahead, out_v, g, constant(scores.transposed()), k, k_t, constant(future), last, n, dim, dim_v, out_v_t);
+      future_values<Layout>(ahead, out_v, g, constant(scores.transposed()), k, k_t, constant(future), last, n, dim,
+                            dim_v, out_v_t);
       product<Layout, Into::assign>(ahead, out, n, dim, plus<Part::upper>(constant(pull.transposed()), q, n),
                                     plus(v, constant(future), last ? 0 : dim_v));
       if (start > 0) product<Layout, Into::add>(ahead, future, dim_v, dim, plus(g.transposed(), q, n));

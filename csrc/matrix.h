@@ -82,7 +82,8 @@ inline typename Layout::Vector inside(typename Layout::Vector values, Index row,
   }
 }
 
-// The same layout in registers of half the width, which some processors compute twice as fast
+// The same layout in registers of half the width, for tiles of which the other half lies outside of a triangle. Only for
+// registers that hold 16 columns: with fewer, whole registers of a chunk lie outside.
 template <class Layout>
 struct Halved : Layout {
   static constexpr int width = Layout::width / 2;

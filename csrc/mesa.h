@@ -19,8 +19,8 @@ namespace MESASCOPE_ISA {
 using mesascope::MesaProblem;
 
 // What backward needs of one group: the rows H'_t^-1 q_t and y_t for every token, and for every chunk U and what the
-// effective keys give the queries, k_i . H'_t^-1 q_t at [i, t]. A chunk may write whole rows of zeros beyond its last
-// token, which the next one overwrites.
+// effective keys give the queries, k_i . H'_t^-1 q_t at [i, t]. A chunk may write whole rows beyond its last token, which
+// the next one overwrites: those of U then meet only rows of zeros, or rows that nobody reads.
 template <class Layout>
 struct Saved {
   using Element = typename Layout::Element;
@@ -396,8 +396,8 @@ struct MesaForward {
       empty = false;
     }
     if (problem.final_matrix != nullptr)
-      store_matrix<Layout, T, Element>(problem.final_matrix, constant(problem.constant ? tokens.gram : inverse.matrix), size,
-                                       group, dim, dim);
+      store_matrix<Layout, T, Element>(problem.final_matrix, constant(problem.constant ? tokens.gram : inverse.matrix),
+                                       size, group, dim, dim);
     if (problem.final_association != nullptr) {
       const Operand<T> transposed_matrix{problem.final_association, size.heads * dim * dim_v, 1, dim * dim_v, dim};
       store_rows<Layout, T, Element>(transposed_matrix, constant(past), group, 0, dim, dim_v);
@@ -452,7 +452,9 @@ struct MesaBackward {
   using Element = typename Layout::Element;
   static constexpr Index chunk = Layout::chunk;
 
-  View<Element> key, value, innovations, out_buffer, out_v_buffer, scores, pulls, future, pairs;
+  View<Element> key, value, innovations, out_buffer, out_v_buffer, future, pairs;
+  View<Element> pulls;  // of all chunks and effective keys, at [i, t]
+  View<Element> gated_scores, gated_pulls;  // of one chunk where there are gates, at [t, i]
   View<Element> scratch, scratch_v, out_v_t, w, dridge, dwrite, penalty;
   View<Element> weights;  // Phi before the chunk; or G, if the ridge is not forgotten
   BackwardRows<Layout> rows;
@@ -469,7 +471,8 @@ struct MesaBackward {
     key = space.matrix(chunk, size.dim), value = space.matrix(chunk, size.dim_v);
     innovations = space.matrix(chunk, size.dim_v);
     out_buffer = space.matrix(chunk, size.dim), out_v_buffer = space.matrix(chunk, size.dim_v);
-    scores = space.matrix(chunk, chunk), pulls = space.matrix(size.time + chunk, chunk);
+    gated_scores = space.matrix(chunk, chunk), gated_pulls = space.matrix(chunk, chunk);
+    pulls = space.matrix(size.time + chunk, chunk);
     inverse.allocate(space, size.dim), weights = space.matrix(size.dim_v, size.dim);
     future = space.matrix(size.dim_v, size.dim), out_v_t = space.matrix(size.dim_v, chunk);
     pairs = space.matrix(size.dim, size.dim);
@@ -562,8 +565,10 @@ struct MesaBackward {
     product<Layout, Into::assign, Part::upper>(ahead, pull, n, n, plus(constant(innovations), g_t, dim_v));
     product<Layout, Into::assign>(ahead, solved, n, dim, plus<Part::lower>(constant(pull.transposed()), gains, n),
                                   plus(rows.g, constant(weights), empty ? 0 : dim_v));
-    clear<Layout>(pull, n, chunk);
-    solve_upper<Layout>(factor, pull, n);
+    if (!gates.any) {
+      clear<Layout>(pull, n, chunk);
+      solve_upper<Layout>(factor, pull, n);
+    }
     if (last) return;
     product<Layout, Into::add>(ahead, weights, dim_v, dim, plus(constant(innovations).transposed(), gains, n));
   }
@@ -584,8 +589,8 @@ struct MesaBackward {
     scaled_rows<Layout>(key, k, n, dim, [this](Index t) { return gates.factor(t); });
     const View<Element> out = out_buffer;
     const auto v_t = transposed<Layout>(v, chunk, dim_v, scratch_v);
-    product<Layout, Into::assign, Part::lower>(ahead, scores, n, n, plus(g, v_t, dim_v));
-    product<Layout, Into::assign>(ahead, out, n, dim, plus<Part::lower>(constant(scores), constant(key), n),
+    product<Layout, Into::assign, Part::lower>(ahead, gated_scores, n, n, plus(g, v_t, dim_v));
+    product<Layout, Into::assign>(ahead, out, n, dim, plus<Part::lower>(constant(gated_scores), constant(key), n),
                                   plus(g, constant(weights), empty ? 0 : dim_v));
     tokens.solve_chunk(solved, constant(out), k, gates, n, dim);
     if (last) return;
@@ -638,9 +643,10 @@ struct MesaBackward {
       if (gates.any) {
         // those that are kept are of effective keys, which may be zero
         const auto v_t = transposed<Layout>(v, chunk, dim_v, scratch_v);
-        product<Layout, Into::assign, Part::lower>(ahead, scores, n, n, plus(solved, k_t, dim));
-        product<Layout, Into::assign, Part::lower>(ahead, pulls, n, n, plus(g, v_t, dim_v), minus(w_rows, k_t, dim));
-        score = constant(scores.transposed()), pull = constant(pulls.transposed());
+        product<Layout, Into::assign, Part::lower>(ahead, gated_scores, n, n, plus(solved, k_t, dim));
+        product<Layout, Into::assign, Part::lower>(ahead, gated_pulls, n, n, plus(g, v_t, dim_v),
+                                                   minus(w_rows, k_t, dim));
+        score = constant(gated_scores.transposed()), pull = constant(gated_pulls.transposed());
       }
       // dv = k P^T + upper(k q~^T) g
       future_values<Layout>(ahead, out_v, g, score, k, k_t, constant(future), last, n, dim, dim_v, out_v_t);

@@ -19,9 +19,9 @@
 
 namespace mesascope {
 
-// The groups that one thread has still to do: it takes them in order, so that it knows the next one, and threads that have
-// done theirs take them from the end.
-class Share {
+// The groups that one thread has still to do: it takes them in order, so that it knows the next one, and threads that
+// have done theirs take them from the end. Aligned to lines of memory, so that threads do not share one.
+class alignas(64) Share {
  public:
   void set(Index begin, Index end) { left_.store(packed(begin, end), std::memory_order_relaxed); }
 

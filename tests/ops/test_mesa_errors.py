@@ -48,6 +48,14 @@ def test_ridge_must_be_positive(value: float, attend: Any) -> None:
         attend(X, X, X, torch.tensor([1.0, value, 2.0]))
 
 
+@pytest.mark.parametrize("regularizer", ["initial", "constant"])
+def test_ridge_must_be_positive_beside_a_state_too(regularizer: Any) -> None:
+    sizes = {"batch": X.shape[0], "heads": X.shape[2], "key_dim": X.shape[3], "value_dim": X.shape[3]}
+    state = MesaState.initial(RIDGE, **sizes, regularizer=regularizer)
+    with pytest.raises(InputError, match=r"ridge: got a smallest value of 0, .* greater than 0"):
+        mesa_attention(X, X, X, 0 * RIDGE, state=state, regularizer=regularizer)
+
+
 @entrances
 def test_gates_must_be_on_their_side_of_zero(attend: Any) -> None:
     with pytest.raises(InputError, match=r"write: got a smallest value of -0.1, but it must be at least 0"):

@@ -13,7 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mesascope.ops import linear_attention, mesa_attention, native, softmax_attention
 from mesascope.ops.kernels import native_kernels, uninitialised
 from mesascope.ops.linear import linear_attention_product
-from mesascope.ops.mesa import native_operators
+from mesascope.ops.mesa import native_operators, native_supports
+from mesascope.ops.mesa.case import Case as BackendCase
 from mesascope.ops.softmax import softmax_attention_product
 
 from .mesa_cases import REGULARIZERS, Case, draw, relative
@@ -87,18 +88,46 @@ def test_operators_are_there_for_those_who_look(attend: Callable[..., Tensor]) -
     assert isinstance(observer, Observer)
     assert observer.seen == [name, f"{name}_backward"]
     with FakeTensorMode():
-        assert attend(*(torch.empty(2, 6, 4, 3) for _ in range(3))).shape == (2, 6, 4, 3)
+        fake = [torch.empty(2, 6, 4, 3) for _ in range(3)]
+        assert attend(*fake).shape == (2, 6, 4, 3)
+        assert not native_supports(BackendCase(*fake, torch.ones(4), None, None, "initial", None, False))
 
 
-@pytest.mark.parametrize("attend", [linear_attention, softmax_attention])
-def test_a_gradient_that_is_negated_when_read(attend: Callable[..., Tensor]) -> None:
+def mesa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return mesa_attention(q, k, v, torch.ones(q.shape[2]), backend="native")
+
+
+@pytest.mark.parametrize("attend", [linear_attention, softmax_attention, mesa])
+def test_gradients_that_are_not_what_lies_in_memory(attend: Callable[..., Tensor]) -> None:
     operands = [torch.randn(2, 6, 4, 3, requires_grad=True) for _ in range(3)]
     output, gradient = attend(*operands), torch.randn(2, 6, 4, 3)
     negated = torch.complex(gradient, -gradient).conj().imag
     assert negated.is_neg()
-    expected, found = (torch.autograd.grad(output, operands, g, retain_graph=True) for g in (gradient, negated))
-    for one, other in zip(expected, found, strict=True):
-        assert torch.equal(one, other)
+    zero = torch._efficientzerotensor((2, 6, 4, 3))
+    for plain, other in ((gradient, negated), (torch.zeros(2, 6, 4, 3), zero)):
+        expected, found = (torch.autograd.grad(output, operands, g, retain_graph=True) for g in (plain, other))
+        for one, another in zip(expected, found, strict=True):
+            assert torch.equal(one, another)
+
+
+@pytest.mark.parametrize("attend", [linear_attention, softmax_attention])
+def test_gradients_in_batches(attend: Callable[..., Tensor]) -> None:
+    operands = [torch.randn(2, 6, 4, 3, requires_grad=True) for _ in range(3)]
+    output, several = attend(*operands), torch.randn(5, 2, 6, 4, 3)
+    batched = torch.autograd.grad(output, operands, several, is_grads_batched=True, retain_graph=True)
+    for index, gradient in enumerate(several):
+        for found, expected in zip(
+            batched, torch.autograd.grad(output, operands, gradient, retain_graph=True), strict=True
+        ):
+            torch.testing.assert_close(found[index], expected)
+
+
+@pytest.mark.parametrize("attend", [linear_attention, softmax_attention, mesa])
+def test_a_second_derivative_is_an_error_whatever_the_gradient_is(attend: Callable[..., Tensor]) -> None:
+    operands = [torch.randn(2, 6, 4, 3, requires_grad=True) for _ in range(3)]
+    (first,) = torch.autograd.grad(attend(*operands).sum(), operands[0], create_graph=True)
+    with pytest.raises(RuntimeError, match=r"once_differentiable|differentiable once"):
+        torch.autograd.grad(first.square().sum() + operands[1].sum(), operands[1])
 
 
 @pytest.mark.parametrize("layout", ["lanes", "columns"])

@@ -42,9 +42,9 @@ _SUFFIX = {torch.float32: "_float32", torch.float64: "_float64"}
 
 
 def addressable(*operands: Tensor) -> bool:
-    """Whether operands lie in memory as the kernels read them: on the CPU, all float32 or all float64, none empty.
+    """Whether operands are what kernels read: on the CPU, all float32 or all float64, none empty.
 
-    In forward-mode differentiation they do not: tangents would be lost without an error.
+    Inside forward-mode differentiation none are: their tangents would be lost without an error.
     """
     first = operands[0]
     if torch.autograd.forward_ad._current_level >= 0 or first.dtype not in _SUFFIX:
@@ -62,17 +62,27 @@ def computable(*operands: Tensor) -> bool:
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
-def unobserved(*operands: Tensor) -> bool:
-    """Whether nothing happens to operands on their way through an operator but what the operator does.
+def in_memory(*operands: Tensor) -> bool:
+    """Whether operands are plain tensors with numbers in memory.
 
-    What does happen: torch.compile, torch.func, dispatch modes (such as fake tensors) and subclasses of tensors look at
-    operators, and views that are negated when they are read are negated for them.
+    Those that are not: fake tensors and other subclasses, batched ones of vmap, and gradients only known to be zero.
+    """
+    return all(type(x) in _PLAIN and torch._C._has_storage(x) and not x._is_zerotensor() for x in operands)
+
+
+def unobserved(*operands: Tensor) -> bool:
+    """Whether kernels can be called directly, with the same effect as through an operator that torch knows.
+
+    Not where torch.compile, torch.jit, torch.func or a dispatch mode wants to see operators, nor where the dispatcher
+    has to bring operands into memory first.
     """
     return (
         not torch.compiler.is_compiling()
+        and torch._C._get_tracing_state() is None
         and not torch._C._are_functorch_transforms_active()
         and torch._C._len_torch_dispatch_stack() == 0
-        and all(type(operand) in _PLAIN and not operand.is_neg() for operand in operands)
+        and in_memory(*operands)
+        and not any(x.is_neg() for x in operands)
     )
 
 
@@ -120,6 +130,6 @@ def uninitialised(like: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def recycled(like: Tensor, shape: Sequence[int]) -> Tensor:
-    """The same whatever the size, for small results beside large ones: of two ways to memory only one is warm."""
+    """The same for a result of any size; beside large ones a second way to get memory costs more than the memory."""
     memory: Tensor = kernel("recycled", like.dtype)(shape)
     return memory

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from mesascope.errors import InputError
-from mesascope.ops.kernels import addressable, native_kernels, transforms
+from mesascope.ops.kernels import addressable, in_memory, native_kernels, transforms
 from mesascope.ops.mesa.case import Case
-from mesascope.ops.mesa.checks import check_finite, expand_ridge, without_copies
+from mesascope.ops.mesa.checks import check_finite, check_ridge, expand_ridge, without_copies
 from mesascope.ops.mesa.gated import remaining_at_end
 from mesascope.ops.mesa.native_operators import Evidence, Inputs, differentiable_mesa_forward, mesa_forward
 from mesascope.ops.mesa.portable import PORTABLE
@@ -29,7 +29,10 @@ def available() -> bool:
 
 def supports(case: Case) -> bool:
     """Whether the kernels compute this case: operands on the CPU whose values are known."""
-    return not torch.compiler.is_compiling() and not transforms() and addressable(case.q, case.k)
+    state = () if case.state is None else (case.state.matrix, case.state.association)
+    tensors = [x for x in (case.q, case.k, case.v, case.ridge, case.write, case.log_forget, *state) if x is not None]
+    known = not torch.compiler.is_compiling() and not transforms() and in_memory(*tensors)
+    return known and addressable(case.q, case.k)
 
 
 @torch.no_grad()
@@ -129,6 +132,7 @@ def compute(case: Case) -> tuple[Tensor, MesaState | None]:
     of one: without a state there are next to none but the kernels.
     """
     if case.state is not None or case.return_state:
+        check_ridge(case.ridge)  # by the kernels that is done too late for what is composed here
         case = _expanded(case)
     q, k, v, ridge, log_forget, write, regularizer, state, return_state = case
     if state is not None and not _usable(state):

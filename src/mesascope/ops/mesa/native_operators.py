@@ -1,14 +1,13 @@
 """Calls of the native kernels of mesa attention, and their gradient.
 
 One pass over the tokens forward, two backward (arXiv 2309.05858, eqs. 4-20 and appendix C.2); kept for the backward
-pass are numbers of twice the size of k.
+pass are numbers of two to three times the size of k.
 """
 
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from mesascope.ops.kernels import Address, address, kernel, optional_address, problem_shape, recycled, uninitialised
 from mesascope.ops.mesa.checks import check_ridge_range, ridge_axes
@@ -171,22 +170,37 @@ class _MesaAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor, _: None) -> tuple[Tensor | None, ...]:
-        # what makes a second derivative an error costs as much as a small problem
-        return _differentiated_once(ctx, g) if torch.is_grad_enabled() else _backward(ctx, g)
+        *tensors, saved, o = ctx.saved_tensors
+        inputs = Inputs._make([*tensors, ctx.constant])
+        if not torch.is_grad_enabled():
+            return _backward(inputs, saved, o, g)
+        gradients: tuple[Tensor | None, ...] = _MesaGradients.apply(saved, o, g, *inputs)  # type: ignore[no-untyped-call]
+        return gradients
 
 
-def _backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-    *tensors, saved, o = ctx.saved_tensors
-    inputs = Inputs._make([*tensors, ctx.constant])
+class _MesaGradients(torch.autograd.Function):
+    """The gradients where they are part of a graph, which leads to an error: zeros would be wrong."""
+
+    @staticmethod
+    def forward(ctx: Any, saved: Tensor, o: Tensor, g: Tensor, *inputs: Any) -> tuple[Tensor | None, ...]:
+        return _backward(Inputs(*inputs), saved, o, g)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        raise RuntimeError(
+            "mesa attention: the native kernels are differentiable once; use backend='chunked' or 'reference'"
+        )
+
+
+def _backward(inputs: Inputs, saved: Tensor, o: Tensor, g: Tensor) -> tuple[Tensor | None, ...]:
+    if g._is_zerotensor():
+        g = torch.zeros(g.shape, dtype=g.dtype)
     g = g.resolve_neg() if g.is_neg() else g
     found = _run_backward(inputs, saved, g)
     dforget = None if inputs.log_forget is None else _forget_gradient(inputs, found, o, g)
     dmatrix = None if inputs.matrix is None else _matrix_gradient(inputs, found)
     dwrite = None if inputs.write is None else found.write
     return found.q, found.k, found.v, found.ridge, dwrite, dforget, dmatrix, found.association, None
-
-
-_differentiated_once = once_differentiable(_backward)
 
 
 def _forget_gradient(inputs: Inputs, found: _Gradients, o: Tensor, g: Tensor) -> Tensor:
