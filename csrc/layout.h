@@ -230,6 +230,7 @@ struct BackwardRows {
   using Element = typename Layout::Element;
 
   View<const Element> k, v, g;  // of the chunk
+
   void allocate(Workspace<Layout>& space, const Sizes& size) {
     const Index row = row_stride<Layout>(size.dim) + 2 * row_stride<Layout>(size.dim_v);
     kept_ = size.time * row * Index(sizeof(Element)) <= Layout::most_kept;

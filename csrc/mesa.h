@@ -362,13 +362,10 @@ struct MesaForward {
       const bool last = start + n == time;
       ask_for_rows(ahead, problem.o, group, size, start, n, dim_v);
       ask_for_operands(ahead, problem, last ? next : group, last ? 0 : start + n);
-      if (saved.data != nullptr && (!last || next.count > 0)) {
-        const Saved<Layout> after = last ? Saved<Layout>(size, problem.saved, next_index) : saved;
-        const Index token = last ? 0 : start + n;
-        ask_for_matrix(ahead, after.gains(token), chunk);
-        ask_for_matrix(ahead, after.solved(token), chunk);
-        ask_for_matrix(ahead, after.factor(token), chunk);
-        ask_for_matrix(ahead, after.scores(token), chunk);
+      if (!last) {
+        ask_for_saved(saved, start + n);
+      } else if (next.count > 0) {
+        ask_for_saved(Saved<Layout>(size, problem.saved, next_index), 0);
       }
       if (problem.constant) {
         tokens.solve_chunk(solved, q, k, gates, n, dim);
@@ -406,6 +403,13 @@ struct MesaForward {
   }
 
  private:
+  // where the chunk from `start` on leaves what backward needs
+  void ask_for_saved(const Saved<Layout>& saved, Index start) {
+    if (saved.data == nullptr) return;
+    ask_for_matrix(ahead, saved.gains(start), chunk), ask_for_matrix(ahead, saved.solved(start), chunk);
+    ask_for_matrix(ahead, saved.factor(start), chunk), ask_for_matrix(ahead, saved.scores(start), chunk);
+  }
+
   // G is kept as [D, Dv], and [B, H, Dv, D] outside
   void load_past(const MesaProblem<T>& problem, const Group<Layout>& group) {
     const Index dim = problem.size.dim, dim_v = problem.size.dim_v;

@@ -235,16 +235,12 @@ template <class T>
 std::array<T, 5> mesa_forward(const Shape& shape, const Address<4>& q, const Address<4>& k, const Address<4>& v,
                               const Address<3>& ridge, const Optional<3>& write, const Optional<3>& log_forget,
                               const Optional<4>& matrix, const Optional<4>& association, bool constant,
-                              const Address<4>& o, const Optional<3>& evidence, const Optional<1>& saved,
+                              const Address<4>& o, const Address<3>& evidence, const Optional<1>& saved,
                               const Optional<4>& final_matrix, const Optional<4>& final_association,
                               const std::string& layout, int threads) {
   MesaProblem<T> problem =
       mesa_problem<T>(shape, q, k, v, ridge, write, log_forget, matrix, association, constant, saved);
-  const Index heads = problem.size.heads;
-  const Borrowed own_evidence(std::size_t(problem.size.all_heads() * 3) * sizeof(T));
-  problem.o = operand<T>(o);
-  problem.evidence = evidence ? head_operand<T>(*evidence)
-                              : Operand<T>{reinterpret_cast<T*>(own_evidence.data()), heads * 3, 0, 3, 1};
+  problem.o = operand<T>(o), problem.evidence = head_operand<T>(evidence);
   problem.final_matrix = pointer<T>(final_matrix), problem.final_association = pointer<T>(final_association);
   const auto [smallest, largest] = extremes(problem.ridge, problem.size);
   if (!(smallest > 0 && std::isfinite(largest))) return {0, 0, 0, smallest, largest};

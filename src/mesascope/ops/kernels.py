@@ -41,22 +41,18 @@ _SUFFIX = {torch.float32: "_float32", torch.float64: "_float64"}
 """The dtypes that there are kernels for, and what the names of these end with."""
 
 
-def addressable(*operands: Tensor) -> bool:
-    """Whether operands are what kernels read: on the CPU, all float32 or all float64, none empty.
+def computable(*operands: Tensor) -> bool:
+    """Whether the kernels take these operands: on the CPU, all float32 or all float64, none of them empty.
 
-    Inside forward-mode differentiation none are: their tangents would be lost without an error.
+    torch.vmap may map them, but torch.func.grad and its kin cannot differentiate operators, and forward mode would lose
+    its tangents without an error.
     """
     first = operands[0]
-    if torch.autograd.forward_ad._current_level >= 0 or first.dtype not in _SUFFIX:
+    if torch.autograd.forward_ad._current_level >= 0 or any(
+        transform != torch._C._functorch.TransformType.Vmap for transform in transforms()
+    ):
         return False
-    return all(x.is_cpu and x.dtype == first.dtype and x.numel() > 0 for x in operands)
-
-
-def computable(*operands: Tensor) -> bool:
-    """The same for kernels that torch.vmap may map; torch.func.grad and its kin cannot differentiate operators."""
-    return addressable(*operands) and all(
-        transform == torch._C._functorch.TransformType.Vmap for transform in transforms()
-    )
+    return first.dtype in _SUFFIX and all(x.is_cpu and x.dtype == first.dtype and x.numel() > 0 for x in operands)
 
 
 _PLAIN = (Tensor, torch.nn.Parameter)
@@ -68,6 +64,13 @@ def in_memory(*operands: Tensor) -> bool:
     Those that are not: fake tensors and other subclasses, batched ones of vmap, and gradients only known to be zero.
     """
     return all(type(x) in _PLAIN and torch._C._has_storage(x) and not x._is_zerotensor() for x in operands)
+
+
+def stored(tensor: Tensor) -> Tensor:
+    """The same numbers, in memory: some tensors are only known to be zero, and some are negated when they are read."""
+    if tensor._is_zerotensor():
+        return torch.zeros(tensor.shape, dtype=tensor.dtype)
+    return tensor.resolve_neg() if tensor.is_neg() else tensor
 
 
 def unobserved(*operands: Tensor) -> bool:

@@ -6,7 +6,7 @@ after other work, which leaves the caches full of its data, the way through an o
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -130,7 +130,11 @@ for _operator in (_linear_backward, _softmax_backward):
     _operator.refuse_gradient()
 
 
-# second derivatives are left to the operators, which refuse them
+def _direct_or_operator(
+    direct: Callable[..., Any], operator: Operator, gradients: Sequence[Tensor]
+) -> Callable[..., Any]:
+    """The operator is left the graph of a second derivative, which it refuses, and gradients that are not in memory."""
+    return direct if not torch.is_grad_enabled() and unobserved(*gradients) else operator
 
 
 class _DirectLinear(torch.autograd.Function):
@@ -141,9 +145,7 @@ class _DirectLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
-        direct = not torch.is_grad_enabled() and unobserved(*gradients)
-        differentiate = _differentiate_linear if direct else _linear_backward
-        return differentiate(*ctx.saved_tensors, *gradients)
+        return _direct_or_operator(_differentiate_linear, _linear_backward, gradients)(*ctx.saved_tensors, *gradients)
 
 
 class _DirectSoftmax(torch.autograd.Function):
@@ -155,6 +157,4 @@ class _DirectSoftmax(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
-        direct = not torch.is_grad_enabled() and unobserved(*gradients)
-        differentiate = _differentiate_softmax if direct else _softmax_backward
-        return differentiate(*ctx.saved_tensors, *gradients)
+        return _direct_or_operator(_differentiate_softmax, _softmax_backward, gradients)(*ctx.saved_tensors, *gradients)

@@ -43,10 +43,7 @@ class Operands(NamedTuple):
 
     def completed(self) -> "Operands":
         """The same with a ridge `[B, H, D]`, after a look at the values that `prepare` leaves out."""
-        check_ridge(self.ridge)
-        check_finite({"q": self.q, "k": self.k, "v": self.v})
-        batch, _, heads, d = self.q.shape
-        return self._replace(ridge=expand_ridge(self.ridge, batch, heads, d))
+        return self._replace(ridge=completed_ridge(self.q, self.k, self.v, self.ridge))
 
     def empty(self) -> bool:
         """Whether there is no token to compute."""
@@ -130,6 +127,14 @@ def expand_ridge(ridge: Tensor, batch: int, heads: int, d: int) -> Tensor:
     return (ridge if of_coordinates else ridge[..., None]).expand(batch, heads, d)
 
 
+def completed_ridge(q: Tensor, k: Tensor, v: Tensor, ridge: Tensor) -> Tensor:
+    """The ridge as `[B, H, D]`, after a look at the values that `prepare` leaves out."""
+    check_ridge(ridge)
+    check_finite({"q": q, "k": k, "v": v})
+    batch, _, heads, d = q.shape
+    return expand_ridge(ridge, batch, heads, d)
+
+
 def check_cu_seqlens(cu_seqlens: Tensor, q: Tensor) -> list[int]:
     """The lengths of the sequences packed into `q`, `[1, T, H, D]`.
 
@@ -161,14 +166,10 @@ def _broadcasts(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
 
 def _check_types(operands: Operands) -> bool:
     """Whether all are of one type; if not, they may still be allowed to differ."""
-    q, *others = operands
+    q = operands.q
     dtype, device = q.dtype, q.device
-    for other in others:
-        if other is not None and (other.dtype != dtype or other.device != device):
-            break
-    else:
-        if dtype.is_floating_point:
-            return True
+    if dtype.is_floating_point and all(x is None or (x.dtype == dtype and x.device == device) for x in operands):
+        return True
     require(q.is_floating_point(), "q", q.dtype, "a floating-point tensor")
     autocast = torch.is_autocast_enabled(q.device.type)
     for name, operand in operands.named().items():

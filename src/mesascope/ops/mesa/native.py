@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from mesascope.errors import InputError
-from mesascope.ops.kernels import addressable, in_memory, native_kernels, transforms
+from mesascope.ops.kernels import computable, in_memory, native_kernels, stored
 from mesascope.ops.mesa.case import Case
-from mesascope.ops.mesa.checks import check_finite, check_ridge, expand_ridge, without_copies
+from mesascope.ops.mesa.checks import check_finite, check_ridge, expand_ridge, tracing, without_copies
 from mesascope.ops.mesa.gated import remaining_at_end
 from mesascope.ops.mesa.native_operators import Evidence, Inputs, differentiable_mesa_forward, mesa_forward
 from mesascope.ops.mesa.portable import PORTABLE
@@ -31,8 +31,7 @@ def supports(case: Case) -> bool:
     """Whether the kernels compute this case: operands on the CPU whose values are known."""
     state = () if case.state is None else (case.state.matrix, case.state.association)
     tensors = [x for x in (case.q, case.k, case.v, case.ridge, case.write, case.log_forget, *state) if x is not None]
-    known = not torch.compiler.is_compiling() and not transforms() and in_memory(*tensors)
-    return known and addressable(case.q, case.k)
+    return in_memory(*tensors) and computable(case.q, case.k) and not tracing()
 
 
 @torch.no_grad()
@@ -71,11 +70,7 @@ class _Conditioning:
 
 @torch.no_grad()
 def _conditioning(case: Case, evidence: Evidence) -> _Conditioning:
-    if evidence.of_heads is None:
-        squares = case.k.square().sum(-1)
-        total, largest_square = squares.sum(1), squares.amax(1)
-    else:
-        total, largest_square, _ = evidence.of_heads.unbind(-1)
+    total, largest_square, _ = evidence.of_heads.unbind(-1)
     ridge = without_copies(_expanded(case).ridge)
     largest, smallest = ridge.amax(-1), ridge.amin(-1)
     if case.state is not None:
@@ -149,7 +144,8 @@ def compute(case: Case) -> tuple[Tensor, MesaState | None]:
         # nothing is forgotten, so the ridge may as well be: H_0 = C_0 + ridge
         start = torch.linalg.inv(matrix.double() + torch.diag_embed(ridge.double())).to(k.dtype)
     start, association = (None if x is None else x.contiguous() for x in (start, association))
-    inputs = Inputs._make([*map(_as_stored, (q, k, v, ridge, write, log_forget, start, association)), constant])
+    tensors = (q, k, v, ridge, write, log_forget, start, association)
+    inputs = Inputs._make([*(None if x is None else stored(x) for x in tensors), constant])
     tracked = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
     final_matrix = final_association = None
     if tracked:
@@ -163,11 +159,6 @@ def compute(case: Case) -> tuple[Tensor, MesaState | None]:
     if final_matrix is None or final_association is None or regularizer == "constant":
         final_matrix, final_association = _final_state(k, v, ridge, log_forget, write, regularizer, matrix, association)
     return o, MesaState(regularizer, final_matrix, final_association)
-
-
-def _as_stored(tensor: Tensor | None) -> Tensor | None:
-    """The same numbers, and in memory too: those of some views are negated only when they are read."""
-    return tensor.resolve_neg() if tensor is not None and tensor.is_neg() else tensor
 
 
 def _in_double(case: Case) -> tuple[Tensor, MesaState | None]:

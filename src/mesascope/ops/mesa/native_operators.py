@@ -9,7 +9,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mesascope.ops.kernels import Address, address, kernel, optional_address, problem_shape, recycled, uninitialised
+from mesascope.ops.kernels import (
+    Address,
+    address,
+    kernel,
+    optional_address,
+    problem_shape,
+    recycled,
+    stored,
+    uninitialised,
+)
 from mesascope.ops.mesa.checks import check_ridge_range, ridge_axes
 
 _LAYOUT = "auto"
@@ -59,12 +68,11 @@ class Evidence(NamedTuple):
 
     Attributes:
         of_heads: `[B, H, 3]`: the sum and the maximum over time of write |k|^2, and 0; NaN unless q, k, v are finite.
-            None without gates and a state, where what follows nearly always tells.
         total, largest, zero: the largest of each over all heads.
         smallest_ridge, largest_ridge: over all coordinates.
     """
 
-    of_heads: Tensor | None
+    of_heads: Tensor
     total: float
     largest: float
     zero: float
@@ -103,14 +111,13 @@ def differentiable_mesa_forward(inputs: Inputs) -> tuple[Tensor, Evidence]:
 def _run(inputs: Inputs, *, save: bool, final: bool) -> Results:
     k, v = inputs.k, inputs.v
     batch, _, heads, d, d_v = shape = problem_shape(k, v)
-    plain = inputs.write is None and inputs.log_forget is None and inputs.matrix is None
-    o, of_heads = uninitialised(v, v.shape), None if plain else k.new_empty(batch, heads, 3)
+    o, of_heads = uninitialised(v, v.shape), recycled(k, (batch, heads, 3))
     optional = (
         uninitialised(k, (kernel("mesa_saved_size", k.dtype)(shape, _LAYOUT),)) if save else None,
         k.new_empty(batch, heads, d, d) if final else None,
         k.new_empty(batch, heads, d_v, d) if final else None,
     )
-    results = (address(o), *map(optional_address, (of_heads, *optional)))
+    results = (address(o), address(of_heads), *map(optional_address, optional))
     found = kernel("mesa_forward", k.dtype)(*inputs.arguments(), *results, _LAYOUT, torch.get_num_threads())
     evidence = Evidence(of_heads, *found)
     # nothing was computed if there is an error
@@ -193,9 +200,7 @@ class _MesaGradients(torch.autograd.Function):
 
 
 def _backward(inputs: Inputs, saved: Tensor, o: Tensor, g: Tensor) -> tuple[Tensor | None, ...]:
-    if g._is_zerotensor():
-        g = torch.zeros(g.shape, dtype=g.dtype)
-    g = g.resolve_neg() if g.is_neg() else g
+    g = stored(g)
     found = _run_backward(inputs, saved, g)
     dforget = None if inputs.log_forget is None else _forget_gradient(inputs, found, o, g)
     dmatrix = None if inputs.matrix is None else _matrix_gradient(inputs, found)

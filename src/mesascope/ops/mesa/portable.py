@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mesascope.ops.mesa import chunked, reference
 from mesascope.ops.mesa.case import Case
-from mesascope.ops.mesa.checks import check_finite, check_ridge, expand_ridge
+from mesascope.ops.mesa.checks import completed_ridge
 from mesascope.ops.mesa.state import MesaState
 
 Attend = Callable[[Case], tuple[Tensor, MesaState | None]]
@@ -25,11 +25,9 @@ def _checked(attend: Attend) -> Attend:
     """The same for a ridge of any shape, which refuses values that only the native kernels look at by themselves."""
 
     def checked(case: Case) -> tuple[Tensor, MesaState | None]:
-        check_ridge(case.ridge)
-        check_finite({"q": case.q, "k": case.k, "v": case.v})
-        batch, _, heads, d = case.k.shape
+        ridge = completed_ridge(case.q, case.k, case.v, case.ridge)
         with full_precision(case.q.device):
-            return attend(case._replace(ridge=expand_ridge(case.ridge, batch, heads, d)))
+            return attend(case._replace(ridge=ridge))
 
     return checked
 
