@@ -7,9 +7,8 @@
 
 namespace MESASCOPE_ISA {
 
-// Rows of bytes, of which products ask for some lines at a time: with each tile, or with each column of tiles where
-// tiles are small. Asked for at once they would have to be waited for, since a core keeps only some twenty lines on
-// their way.
+// Rows of bytes, of which products ask for some lines with each tile. Asked for at once they would have to be waited
+// for, since a core keeps only some twenty lines on their way.
 class Ahead {
  public:
   // `rows` of so many bytes, `stride` bytes apart; what the list has no room for comes when it is read

@@ -144,7 +144,6 @@ template <class Layout, Into into, Part c_part, int N, class Element, class... S
 [[gnu::noinline]] void product_columns(Ahead& ahead, View<Element> c, Index rows, Index column, Summands... summands) {
   // of a C one register wide no tile lies outside of its part
   constexpr bool steps = (c_part != Part::all && N > 1) || (triangular(static_cast<const Summands*>(nullptr)) || ...);
-  if constexpr (Layout::lines_per_column > 0) ahead.ask_for(Layout::lines_per_column);
   constexpr int most = steps ? Layout::tile.rows : rows_of_tile<Layout>(N);
   Index row = 0;
   for (const Index end = tiles_end(most, row, rows); row < end; row += most)
@@ -229,14 +228,10 @@ template <class T, int lanes>
     const auto quad = [&](int block) { return load<Quad>(from[4 * block + i] + offset); };
     if constexpr (lanes == 4) {
       m[i] = quad(0);
+    } else if constexpr (lanes == 8) {
+      m[i] = __builtin_shufflevector(quad(0), quad(1), 0, 1, 2, 3, 4, 5, 6, 7);
     } else {
-      const auto low = __builtin_shufflevector(quad(0), quad(1), 0, 1, 2, 3, 4, 5, 6, 7);
-      if constexpr (lanes == 8) {
-        m[i] = low;
-      } else {
-        const auto high = __builtin_shufflevector(quad(2), quad(3), 0, 1, 2, 3, 4, 5, 6, 7);
-        m[i] = __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-      }
+      m[i] = side_by_side(quad(0), quad(1), quad(2), quad(3));
     }
   }
   transpose_blocks(m, std::make_integer_sequence<int, lanes>());
@@ -319,7 +314,6 @@ constexpr int symmetric_rows() {
 template <class Layout, int N, class Element, class... Summands>
 [[gnu::noinline]] void symmetric_tiles(Ahead& ahead, View<Element> c, Index first, Index last, Index column,
                                        Summands... summands) {
-  if constexpr (Layout::lines_per_column > 0) ahead.ask_for(Layout::lines_per_column);
   constexpr int fitting = rows_of_tile<Layout>(N), all = symmetric_rows<Layout>(), rows = fitting < all ? fitting : all;
   Index row = first;
   for (; row + rows <= last; row += rows)

@@ -4,6 +4,10 @@
 // one binary can hold several builds and choose among them when it is loaded.
 #pragma once
 
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -21,28 +25,28 @@ struct Tile {
   int rows, columns;
 };
 
-// bytes of a register, the tiles of the two layouts below, how many lines of memory are asked for with each column of
-// tiles or each tile (see ahead.h): about as many as a chunk needs, shared out among its products; and up to how many
-// bytes of rows backward passes keep from one pass over the tokens for the other: less than half of the cache
+// bytes of a register, the tiles of the two layouts below, how many lines of memory are asked for with each tile (see
+// ahead.h): about as many as a chunk needs, shared out among its products; and up to how many bytes of rows backward
+// passes keep from one pass over the tokens for the other: less than half of the cache
 #if defined(__AVX512F__)
 inline constexpr int register_bytes = 64;
-inline constexpr Tile lanes_tile{4, 4}, columns_tile{4, 4};
-inline constexpr int lanes_ahead = 64, columns_ahead = 12;
+inline constexpr Tile lanes_tile{5, 5}, columns_tile{4, 4};
+inline constexpr int lanes_ahead = 32, columns_ahead = 12;
 inline constexpr Index lanes_kept = 256 * 1024, columns_kept = 512 * 1024;
 #elif defined(__AVX2__)
 inline constexpr int register_bytes = 32;
 inline constexpr Tile lanes_tile{3, 4}, columns_tile{4, 2};
-inline constexpr int lanes_ahead = 24, columns_ahead = 4;
+inline constexpr int lanes_ahead = 8, columns_ahead = 4;
 inline constexpr Index lanes_kept = 256 * 1024, columns_kept = 0;
 #elif defined(__aarch64__)
 inline constexpr int register_bytes = 16;
 inline constexpr Tile lanes_tile{4, 4}, columns_tile{4, 4};
-inline constexpr int lanes_ahead = 12, columns_ahead = 2;
+inline constexpr int lanes_ahead = 4, columns_ahead = 2;
 inline constexpr Index lanes_kept = 256 * 1024, columns_kept = 0;
 #else
 inline constexpr int register_bytes = 16;
 inline constexpr Tile lanes_tile{4, 2}, columns_tile{4, 2};
-inline constexpr int lanes_ahead = 12, columns_ahead = 2;
+inline constexpr int lanes_ahead = 4, columns_ahead = 2;
 inline constexpr Index lanes_kept = 256 * 1024, columns_kept = 0;
 #endif
 
@@ -55,7 +59,7 @@ struct HeadsInLanes {
   static constexpr int width = 1;  // columns of a matrix in one register
   static constexpr int chunk = 10;  // tokens treated at once
   static constexpr Tile tile = lanes_tile;
-  static constexpr int lines_per_column = lanes_ahead, lines_per_tile = 0;
+  static constexpr int lines_per_tile = lanes_ahead;
   static constexpr Index most_kept = lanes_kept;
   using Element = Pack<T, heads>;
   using Vector = Element;
@@ -69,7 +73,7 @@ struct ColumnsInLanes {
   static constexpr int width = register_bytes / sizeof(T);
   static constexpr int chunk = 16;
   static constexpr Tile tile = columns_tile;
-  static constexpr int lines_per_column = 0, lines_per_tile = columns_ahead;
+  static constexpr int lines_per_tile = columns_ahead;
   static constexpr Index most_kept = columns_kept;
   using Element = T;
   using Vector = Pack<T, width>;
@@ -86,6 +90,17 @@ template <class Vector, class Element>
 inline void store(Element* to, Vector value) {
   std::memcpy(to, &value, sizeof(Vector));
 }
+
+#if defined(__AVX512F__)
+// Each quarter is read into its place. Compilers join what a shuffle of vectors names in registers, in twice as many
+// instructions.
+inline Pack<float, 16> side_by_side(Pack<float, 4> a, Pack<float, 4> b, Pack<float, 4> c, Pack<float, 4> d) {
+  __m512 all = _mm512_castps128_ps512(__m128(a));
+  all = _mm512_insertf32x4(all, __m128(b), 1);
+  all = _mm512_insertf32x4(all, __m128(c), 2);
+  return Pack<float, 16>(_mm512_insertf32x4(all, __m128(d), 3));
+}
+#endif
 
 template <class T, class Element>
 inline Element map(Element value, T (*function)(T)) {
