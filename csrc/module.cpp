@@ -11,6 +11,7 @@
 #include <cmath>
 #include <limits>
 #include <memory>
+#include <numeric>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -202,17 +203,24 @@ std::array<T, 2> extremes(const Operand<const T>& ridge, const Sizes& size) {
 // The sums of `all` [B, H, D] over what is only expanded in `sums`
 template <class T>
 void sum_expanded(const Operand<T>& sums, const T* all, const Sizes& size) {
-  const Index heads = different(sums.head, size.heads), dim = different(sums.dim, size.dim);
-  std::vector<double> totals(std::size_t(different(sums.batch, size.batch) * heads * dim));
+  const Index batches = different(sums.batch, size.batch), heads = different(sums.head, size.heads);
+  const Index dim = different(sums.dim, size.dim);
+  std::vector<double> totals(std::size_t(batches * heads * dim));
   for (Index batch = 0; batch < size.batch; ++batch)
-    for (Index head = 0; head < size.heads; ++head) {
+    for (Index head = 0; head < size.heads; ++head, all += size.dim) {
       double* const row = totals.data() + ((sums.batch == 0 ? 0 : batch) * heads + (sums.head == 0 ? 0 : head)) * dim;
-      for (Index d = 0; d < size.dim; ++d) row[sums.dim == 0 ? 0 : d] += *all++;
+      if (sums.dim == 0) {
+        // a sum of its own for each head, so that heads do not wait for each other
+        row[0] += std::accumulate(all, all + size.dim, 0.0);
+      } else {
+        for (Index d = 0; d < size.dim; ++d) row[d] += all[d];
+      }
     }
-  for (std::size_t i = 0; i < totals.size(); ++i) {
-    const Index d = Index(i) % dim, head = Index(i) / dim % heads, batch = Index(i) / dim / heads;
-    sums.data[batch * sums.batch + head * sums.head + d * sums.dim] = T(totals[i]);
-  }
+  const double* total = totals.data();
+  for (Index batch = 0; batch < batches; ++batch)
+    for (Index head = 0; head < heads; ++head)
+      for (Index d = 0; d < dim; ++d)
+        sums.data[batch * sums.batch + head * sums.head + d * sums.dim] = T(*total++);
 }
 
 // The largest of each kind of evidence over all heads, NaN where one is.
