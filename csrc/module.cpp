@@ -11,7 +11,6 @@
 #include <cmath>
 #include <limits>
 #include <memory>
-#include <numeric>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -207,14 +206,9 @@ void sum_expanded(const Operand<T>& sums, const T* all, const Sizes& size) {
   const Index dim = different(sums.dim, size.dim);
   std::vector<double> totals(std::size_t(batches * heads * dim));
   for (Index batch = 0; batch < size.batch; ++batch)
-    for (Index head = 0; head < size.heads; ++head, all += size.dim) {
+    for (Index head = 0; head < size.heads; ++head) {
       double* const row = totals.data() + ((sums.batch == 0 ? 0 : batch) * heads + (sums.head == 0 ? 0 : head)) * dim;
-      if (sums.dim == 0) {
-        // a sum of its own for each head, so that heads do not wait for each other
-        row[0] += std::accumulate(all, all + size.dim, 0.0);
-      } else {
-        for (Index d = 0; d < size.dim; ++d) row[d] += all[d];
-      }
+      for (Index d = 0; d < size.dim; ++d) row[sums.dim == 0 ? 0 : d] += *all++;
     }
   const double* total = totals.data();
   for (Index batch = 0; batch < batches; ++batch)

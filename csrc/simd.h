@@ -92,7 +92,7 @@ inline void store(Element* to, Vector value) {
 }
 
 #if defined(__AVX512F__)
-// Each quarter is read into its place. Compilers join what a shuffle of vectors names in registers, in twice as many
+// Each quarter is read into its place. GCC 12 joins what a shuffle of vectors names in registers, in twice as many
 // instructions.
 inline Pack<float, 16> side_by_side(Pack<float, 4> a, Pack<float, 4> b, Pack<float, 4> c, Pack<float, 4> d) {
   __m512 all = _mm512_castps128_ps512(__m128(a));
