@@ -54,12 +54,19 @@ template <class Layout, int R, int N, Part part, bool negative, class Element>
   const auto [a, b, inner] = summand;
   const Index begin = part == Part::upper ? row : 0;
   const Index end = part == Part::lower && row + R < inner ? row + R : inner;
-  const Element *a_tile = a.data + row * a.rows, *b_tile = b.data + column * b.columns;
-  for (Index k = begin; k < end; ++k) {
+  // what is used again stays in registers if all of it fits beside the sums
+  constexpr bool fits = R * N + N + 1 <= vector_registers;
+  const Element* a_tile = opaque(a.data + row * a.rows + begin * a.columns);
+  const Element* b_tile = opaque(b.data + column * b.columns + begin * b.rows);
+  for (Index k = begin; k < end; ++k, a_tile += a.columns, b_tile += b.rows) {
     Vector values[N];
-    for (int n = 0; n < N; ++n) values[n] = load<Vector>(b_tile + k * b.rows + n * Layout::width * b.columns);
+    for (int n = 0; n < N; ++n) {
+      values[n] = load<Vector>(b_tile + n * Layout::width * b.columns);
+      if constexpr (fits && R > 1) keep_in_register(values[n]);
+    }
     for (int r = 0; r < R; ++r) {
-      const Element factor = a_tile[r * a.rows + k * a.columns];
+      Element factor = a_tile[r * a.rows];
+      if constexpr (fits && N > 1 && Layout::width == 1) keep_in_register(factor);
       for (int n = 0; n < N; ++n) negative ? sum[r][n] -= factor * values[n] : sum[r][n] += factor * values[n];
     }
   }
@@ -111,21 +118,23 @@ template <class Layout, Into into, Part c_part, int R, int N, class Element, cla
   const bool above = column >= row + R, below = column + N * width <= row;
   const bool outside = (c_part == Part::lower && above) || (c_part == Part::upper && below);
   if (!outside) (accumulate<Layout>(sum, summands, row, column), ...);
+  Element* const tile = opaque(c.data + row * c.rows + column);
   for (int r = 0; r < R; ++r) {
     for (int n = 0; n < N; ++n) {
-      Element* to = c.data + (row + r) * c.rows + column + n * width;
+      Element* to = tile + r * c.rows + n * width;
       if constexpr (into == Into::add) sum[r][n] += load<Vector>(to);
       store(to, inside<Layout, c_part>(sum[r][n], row + r, column + n * width));
     }
   }
 }
 
-// Rows of a tile n registers wide: fewer registers, more rows. Sixteen rows have more addresses than there are
-// registers.
+// Rows of a tile n registers wide: fewer registers, more rows. Sixteen rows have more addresses than there are registers,
+// and in steps along a diagonal much of a tall tile would lie outside of a triangle.
 template <class Layout>
-constexpr int rows_of_tile(int n) {
-  const int fitting = Layout::tile.rows * Layout::tile.columns / (n == 3 ? 4 : n);
-  return fitting < 8 ? fitting : 8;
+constexpr int rows_of_tile(int n, bool steps) {
+  const int fitting = Layout::tile.rows * Layout::tile.columns / n;
+  const int most = !steps ? 8 : Layout::tile.rows > 4 ? Layout::tile.rows : 4;
+  return fitting < most ? fitting : most;
 }
 
 // Up to which row tiles of so many rows are taken. Three of the last four would leave one, which loads as much as two.
@@ -139,20 +148,23 @@ constexpr bool triangular(const Summand<part, negative, Element>*) {
   return part != Part::all;
 }
 
-// A function of its own, whatever it is called from: the registers of a tile are all there are.
+// Columns column .. of a product in tiles N registers wide, as many as there are; returns the column after them. A
+// function of its own, whatever it is called from: the registers of a tile are all there are.
 template <class Layout, Into into, Part c_part, int N, class Element, class... Summands>
-[[gnu::noinline]] void product_columns(Ahead& ahead, View<Element> c, Index rows, Index column, Summands... summands) {
-  // of a C one register wide no tile lies outside of its part
+[[gnu::noinline]] Index product_tiles(Ahead& ahead, View<Element> c, Index rows, Index column, Index columns,
+                                      Summands... summands) {
   constexpr bool steps = (c_part != Part::all && N > 1) || (triangular(static_cast<const Summands*>(nullptr)) || ...);
-  constexpr int most = steps ? Layout::tile.rows : rows_of_tile<Layout>(N);
-  Index row = 0;
-  for (const Index end = tiles_end(most, row, rows); row < end; row += most)
-    product_tile<Layout, into, c_part, most, N>(ahead, c, row, column, summands...);
-  if constexpr (most > Layout::tile.rows)
-    for (const Index end = tiles_end(Layout::tile.rows, row, rows); row < end; row += Layout::tile.rows)
-      product_tile<Layout, into, c_part, Layout::tile.rows, N>(ahead, c, row, column, summands...);
-  for (; row + 2 <= rows; row += 2) product_tile<Layout, into, c_part, 2, N>(ahead, c, row, column, summands...);
-  for (; row < rows; ++row) product_tile<Layout, into, c_part, 1, N>(ahead, c, row, column, summands...);
+  constexpr int most = rows_of_tile<Layout>(N, steps);
+  for (; column + N * Layout::width <= columns; column += N * Layout::width) {
+    Index row = 0;
+    for (const Index end = tiles_end(most, row, rows); row < end; row += most)
+      product_tile<Layout, into, c_part, most, N>(ahead, c, row, column, summands...);
+    if constexpr (most > 4)
+      for (; row + 4 <= rows; row += 4) product_tile<Layout, into, c_part, 4, N>(ahead, c, row, column, summands...);
+    for (; row + 2 <= rows; row += 2) product_tile<Layout, into, c_part, 2, N>(ahead, c, row, column, summands...);
+    for (; row < rows; ++row) product_tile<Layout, into, c_part, 1, N>(ahead, c, row, column, summands...);
+  }
+  return column;
 }
 
 // C = sum of products, or C += them, while memory that will be needed is asked for. With columns in the lanes, C is
@@ -160,13 +172,17 @@ template <class Layout, Into into, Part c_part, int N, class Element, class... S
 template <class Layout, Into into, Part c_part = Part::all, class Element, class... Summands>
 inline void product(Ahead& ahead, View<Element> c, Index rows, Index columns, Summands... summands) {
   constexpr Index width = Layout::width;
+  // a triangle of whole registers has room for few tiles that are wide
+  constexpr bool wide = c_part == Part::all || width == 1;
   const Index end = (columns + width - 1) / width * width;
   Index column = 0;
-  for (; column + Layout::tile.columns * width <= end; column += Layout::tile.columns * width)
-    product_columns<Layout, into, c_part, Layout::tile.columns>(ahead, c, rows, column, summands...);
-  for (; column + 2 * width <= end; column += 2 * width)
-    product_columns<Layout, into, c_part, 2>(ahead, c, rows, column, summands...);
-  for (; column < end; column += width) product_columns<Layout, into, c_part, 1>(ahead, c, rows, column, summands...);
+  if constexpr (wide) {
+    if (Layout::tile.columns * width <= end)
+      column = product_tiles<Layout, into, c_part, Layout::tile.columns>(ahead, c, rows, column, end, summands...);
+    if (column + 2 * width <= end)
+      column = product_tiles<Layout, into, c_part, 2>(ahead, c, rows, column, end, summands...);
+  }
+  if (column < end) product_tiles<Layout, into, c_part, 1>(ahead, c, rows, column, end, summands...);
 }
 
 template <class Layout, Into into, Part c_part = Part::all, class Element, class... Summands>
@@ -310,11 +326,19 @@ constexpr int symmetric_rows() {
   return Layout::width > Layout::tile.rows ? Layout::width : Layout::tile.rows;
 }
 
+// The most rows of a tile n registers wide of which blocks of so many consist
+template <class Layout>
+constexpr int symmetric_tile_rows(int n) {
+  int rows = symmetric_rows<Layout>();
+  while (rows > 8 || rows * n > Layout::tile.rows * Layout::tile.columns) rows = rows % 2 == 0 ? rows / 2 : 1;
+  return rows;
+}
+
 // Rows first .. last of a symmetric sum in tiles N registers wide from `column` on.
 template <class Layout, int N, class Element, class... Summands>
 [[gnu::noinline]] void symmetric_tiles(Ahead& ahead, View<Element> c, Index first, Index last, Index column,
                                        Summands... summands) {
-  constexpr int fitting = rows_of_tile<Layout>(N), all = symmetric_rows<Layout>(), rows = fitting < all ? fitting : all;
+  constexpr int rows = symmetric_tile_rows<Layout>(N);
   Index row = first;
   for (; row + rows <= last; row += rows)
     product_tile<Layout, Into::add, Part::all, rows, N>(ahead, c, row, column, summands...);

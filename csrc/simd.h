@@ -25,26 +25,26 @@ struct Tile {
   int rows, columns;
 };
 
-// bytes of a register, the tiles of the two layouts below, how many lines of memory are asked for with each tile (see
-// ahead.h): about as many as a chunk needs, shared out among its products; and up to how many bytes of rows backward
-// passes keep from one pass over the tokens for the other: less than half of the cache
+// bytes of a register and how many there are, the tiles of the two layouts below, how many lines of memory are asked for
+// with each tile (see ahead.h): about as many as a chunk needs, shared out among its products; and up to how many bytes
+// of rows backward passes keep from one pass over the tokens for the other: less than half of the cache
 #if defined(__AVX512F__)
-inline constexpr int register_bytes = 64;
+inline constexpr int register_bytes = 64, vector_registers = 32;
 inline constexpr Tile lanes_tile{5, 5}, columns_tile{4, 4};
 inline constexpr int lanes_ahead = 32, columns_ahead = 12;
 inline constexpr Index lanes_kept = 256 * 1024, columns_kept = 512 * 1024;
 #elif defined(__AVX2__)
-inline constexpr int register_bytes = 32;
-inline constexpr Tile lanes_tile{3, 4}, columns_tile{4, 2};
-inline constexpr int lanes_ahead = 8, columns_ahead = 4;
+inline constexpr int register_bytes = 32, vector_registers = 16;
+inline constexpr Tile lanes_tile{3, 4}, columns_tile{3, 4};
+inline constexpr int lanes_ahead = 8, columns_ahead = 6;
 inline constexpr Index lanes_kept = 256 * 1024, columns_kept = 0;
 #elif defined(__aarch64__)
-inline constexpr int register_bytes = 16;
+inline constexpr int register_bytes = 16, vector_registers = 32;
 inline constexpr Tile lanes_tile{4, 4}, columns_tile{4, 4};
 inline constexpr int lanes_ahead = 4, columns_ahead = 2;
 inline constexpr Index lanes_kept = 256 * 1024, columns_kept = 0;
 #else
-inline constexpr int register_bytes = 16;
+inline constexpr int register_bytes = 16, vector_registers = 16;
 inline constexpr Tile lanes_tile{4, 2}, columns_tile{4, 2};
 inline constexpr int lanes_ahead = 4, columns_ahead = 2;
 inline constexpr Index lanes_kept = 256 * 1024, columns_kept = 0;
@@ -89,6 +89,24 @@ inline Vector load(const Element* from) {
 template <class Vector, class Element>
 inline void store(Element* to, Vector value) {
   std::memcpy(to, &value, sizeof(Vector));
+}
+
+// A pointer that the compiler knows nothing about. It would keep an address for every row and column of the tiles of a
+// product, in more registers than there are: setting up a tile took as long as two steps of its loop.
+template <class Element>
+[[gnu::always_inline]] inline Element* opaque(Element* pointer) {
+  asm("" : "+r"(pointer));
+  return pointer;
+}
+
+// A vector that was read and stays in a register: GCC 12 would read it again for every multiplication.
+template <class Vector>
+[[gnu::always_inline]] inline void keep_in_register(Vector& vector) {
+#if defined(__x86_64__)
+  asm("" : "+v"(vector));
+#elif defined(__aarch64__)
+  asm("" : "+w"(vector));
+#endif
 }
 
 #if defined(__AVX512F__)
