@@ -65,7 +65,7 @@ def plain_training(
     if setting == "nonlinear" and architecture == "softmax-7":
         peak = 1e-3
     schedule = WarmupCosine(peak, 1_000, decay_steps, 1e-5)
-    return TrainingConfig(task, model, schedule, steps, micro_batch=128, seed=seed, snapshot_every=100)
+    return TrainingConfig(task, model, schedule, steps, micro_batch=256, seed=seed, snapshot_every=100)
 
 
 def few_shot_training(architecture: Literal["softmax-7", "hybrid"], profile: Profile, seed: int = 0) -> TrainingConfig:
