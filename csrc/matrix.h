@@ -54,7 +54,8 @@ template <class Layout, int R, int N, Part part, bool negative, class Element>
   const auto [a, b, inner] = summand;
   const Index begin = part == Part::upper ? row : 0;
   const Index end = part == Part::lower && row + R < inner ? row + R : inner;
-  // what is used again stays in registers if all of it fits beside the sums
+  // What is used again stays in registers where there is room for it beside the sums, not with tiles of 3 x 4 in 16. A
+  // factor that is one number is spread over a register anyway.
   constexpr bool fits = R * N + N + 1 <= vector_registers;
   const Element* a_tile = opaque(a.data + row * a.rows + begin * a.columns);
   const Element* b_tile = opaque(b.data + column * b.columns + begin * b.rows);
@@ -138,8 +139,8 @@ constexpr int rows_of_tile(int n, bool steps) {
 }
 
 // Up to which row tiles of so many rows are taken. Three of the last four would leave one, which loads as much as two.
-constexpr Index tiles_end(int tile, Index row, Index rows) {
-  if (tile == 3 && rows > row + 3 && (rows - row) % 3 == 1) return rows - 4;
+constexpr Index tiles_end(int tile, Index rows) {
+  if (tile == 3 && rows > 3 && rows % 3 == 1) return rows - 4;
   return rows - tile + 1;
 }
 
@@ -148,16 +149,17 @@ constexpr bool triangular(const Summand<part, negative, Element>*) {
   return part != Part::all;
 }
 
-// Columns column .. of a product in tiles N registers wide, as many as there are; returns the column after them. A
+// Columns column .. end of a product, as far as they fill tiles N registers wide; returns the column after them. A
 // function of its own, whatever it is called from: the registers of a tile are all there are.
 template <class Layout, Into into, Part c_part, int N, class Element, class... Summands>
-[[gnu::noinline]] Index product_tiles(Ahead& ahead, View<Element> c, Index rows, Index column, Index columns,
+[[gnu::noinline]] Index product_tiles(Ahead& ahead, View<Element> c, Index rows, Index column, Index end,
                                       Summands... summands) {
+  // not where only C is a triangle and tiles are one register wide: few rows would be too few sums to keep going
   constexpr bool steps = (c_part != Part::all && N > 1) || (triangular(static_cast<const Summands*>(nullptr)) || ...);
   constexpr int most = rows_of_tile<Layout>(N, steps);
-  for (; column + N * Layout::width <= columns; column += N * Layout::width) {
+  for (; column + N * Layout::width <= end; column += N * Layout::width) {
     Index row = 0;
-    for (const Index end = tiles_end(most, row, rows); row < end; row += most)
+    for (const Index last = tiles_end(most, rows); row < last; row += most)
       product_tile<Layout, into, c_part, most, N>(ahead, c, row, column, summands...);
     if constexpr (most > 4)
       for (; row + 4 <= rows; row += 4) product_tile<Layout, into, c_part, 4, N>(ahead, c, row, column, summands...);
@@ -172,16 +174,16 @@ template <class Layout, Into into, Part c_part, int N, class Element, class... S
 template <class Layout, Into into, Part c_part = Part::all, class Element, class... Summands>
 inline void product(Ahead& ahead, View<Element> c, Index rows, Index columns, Summands... summands) {
   constexpr Index width = Layout::width;
-  // a triangle of whole registers has room for few tiles that are wide
-  constexpr bool wide = c_part == Part::all || width == 1;
+  // along a diagonal more narrow tiles lie outside of a triangle
+  constexpr bool widest = c_part == Part::all || width == 1, wide = widest || width < 8;
   const Index end = (columns + width - 1) / width * width;
   Index column = 0;
-  if constexpr (wide) {
+  if constexpr (widest)
     if (Layout::tile.columns * width <= end)
       column = product_tiles<Layout, into, c_part, Layout::tile.columns>(ahead, c, rows, column, end, summands...);
+  if constexpr (wide)
     if (column + 2 * width <= end)
       column = product_tiles<Layout, into, c_part, 2>(ahead, c, rows, column, end, summands...);
-  }
   if (column < end) product_tiles<Layout, into, c_part, 1>(ahead, c, rows, column, end, summands...);
 }
 
@@ -326,7 +328,7 @@ constexpr int symmetric_rows() {
   return Layout::width > Layout::tile.rows ? Layout::width : Layout::tile.rows;
 }
 
-// The most rows of a tile n registers wide of which blocks of so many consist
+// The most rows of a tile n registers wide that divide the block of rows
 template <class Layout>
 constexpr int symmetric_tile_rows(int n) {
   int rows = symmetric_rows<Layout>();

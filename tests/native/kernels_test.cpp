@@ -24,8 +24,9 @@ using namespace mesascope;
 namespace {
 
 // the last but one: rows of whole registers, used where they lie; the last: more rows than the backward pass keeps
-constexpr Sizes shapes[] = {{3, 1, 5, 2, 3},   {2, 6, 2, 1, 1},    {2, 5, 3, 4, 2},    {3, 21, 7, 5, 6}, {1, 8, 16, 3, 9},
-                            {1, 34, 3, 20, 20}, {1, 50, 1, 33, 17}, {1, 35, 2, 16, 32}, {1, 700, 1, 8, 8}};
+constexpr Sizes shapes[] = {{3, 1, 5, 2, 3},    {2, 6, 2, 1, 1},    {2, 5, 3, 4, 2},    {3, 21, 7, 5, 6},
+                            {1, 8, 16, 3, 9},   {1, 34, 3, 20, 20}, {1, 50, 1, 33, 17}, {1, 17, 1, 65, 50},
+                            {1, 35, 2, 16, 32}, {1, 700, 1, 8, 8}};
 constexpr Memory memories[] = {Memory::contiguous, Memory::heads_first, Memory::time_last, Memory::gaps,
                                Memory::shared_rows};
 constexpr int thread_counts[] = {1, 2, 5};
