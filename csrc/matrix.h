@@ -129,8 +129,8 @@ template <class Layout, Into into, Part c_part, int R, int N, class Element, cla
   }
 }
 
-// Rows of a tile n registers wide: fewer registers, more rows. Sixteen rows have more addresses than there are registers,
-// and in steps along a diagonal much of a tall tile would lie outside of a triangle.
+// Rows of a tile n registers wide: fewer registers, more rows. Sixteen rows have more addresses than there are
+// registers, and in steps along a diagonal much of a tall tile would lie outside of a triangle.
 template <class Layout>
 constexpr int rows_of_tile(int n, bool steps) {
   const int fitting = Layout::tile.rows * Layout::tile.columns / n;
@@ -175,13 +175,12 @@ template <class Layout, Into into, Part c_part = Part::all, class Element, class
 inline void product(Ahead& ahead, View<Element> c, Index rows, Index columns, Summands... summands) {
   constexpr Index width = Layout::width;
   // along a diagonal more narrow tiles lie outside of a triangle
-  constexpr bool widest = c_part == Part::all || width == 1, wide = widest || width < 8;
+  constexpr int widest = c_part == Part::all || width == 1 ? Layout::tile.columns : width < 8 ? 2 : 1;
   const Index end = (columns + width - 1) / width * width;
   Index column = 0;
-  if constexpr (widest)
-    if (Layout::tile.columns * width <= end)
-      column = product_tiles<Layout, into, c_part, Layout::tile.columns>(ahead, c, rows, column, end, summands...);
-  if constexpr (wide)
+  if (widest * width <= end)
+    column = product_tiles<Layout, into, c_part, widest>(ahead, c, rows, column, end, summands...);
+  if constexpr (widest > 2)
     if (column + 2 * width <= end)
       column = product_tiles<Layout, into, c_part, 2>(ahead, c, rows, column, end, summands...);
   if (column < end) product_tiles<Layout, into, c_part, 1>(ahead, c, rows, column, end, summands...);
@@ -332,7 +331,7 @@ constexpr int symmetric_rows() {
 template <class Layout>
 constexpr int symmetric_tile_rows(int n) {
   int rows = symmetric_rows<Layout>();
-  while (rows > 8 || rows * n > Layout::tile.rows * Layout::tile.columns) rows = rows % 2 == 0 ? rows / 2 : 1;
+  while (rows > rows_of_tile<Layout>(n, false)) rows = rows % 2 == 0 ? rows / 2 : 1;
   return rows;
 }
 

@@ -26,8 +26,9 @@ struct Tile {
 };
 
 // bytes of a vector register and how many registers there are, the tiles of the two layouts below, how many lines of
-// memory are asked for with each tile (see ahead.h): about as many as a chunk needs, shared out among its products; and up
-// to how many bytes of rows backward passes keep from one pass over the tokens for the other: less than half of the cache
+// memory are asked for with each tile (see ahead.h): about as many as a chunk needs, shared out among its products; and
+// up to how many bytes of rows backward passes keep from one pass over the tokens for the other: less than half of the
+// cache
 #if defined(__AVX512F__)
 inline constexpr int register_bytes = 64, vector_registers = 32;
 inline constexpr Tile lanes_tile{5, 5}, columns_tile{4, 4};
@@ -91,8 +92,8 @@ inline void store(Element* to, Vector value) {
   std::memcpy(to, &value, sizeof(Vector));
 }
 
-// A pointer that the compiler knows nothing about. Otherwise it keeps an address for every row and column of the tiles of
-// a product, in more registers than there are: setting up a tile took as long as two steps of its loop.
+// A pointer that the compiler knows nothing about. Otherwise it keeps an address for every row and column of the tiles
+// of a product, in more registers than there are: setting up a tile took as long as two steps of its loop.
 template <class Element>
 [[gnu::always_inline]] inline Element* opaque(Element* pointer) {
   asm("" : "+r"(pointer));

@@ -21,7 +21,7 @@ from mesascope.tasks import (
     partially_observed_linear,
 )
 from mesascope.training.config import ClipGradNorm, TrainingConfig, WarmupCosine
-from mesascope.training.presets import on_constructed_tokens
+from mesascope.training.presets import on_constructed_tokens, on_plain_tokens
 
 Setting = Literal["linear", "partial", "nonlinear"]
 """Fully observed linear, partially observed linear and nonlinear dynamics."""
@@ -64,8 +64,7 @@ def plain_training(
     peak, decay_steps, steps = _PAPER[setting]
     if setting == "nonlinear" and architecture == "softmax-7":
         peak = 1e-3
-    schedule = WarmupCosine(peak, 1_000, decay_steps, 1e-5)
-    return TrainingConfig(task, model, schedule, steps, micro_batch=256, seed=seed, snapshot_every=100)
+    return on_plain_tokens(task, model, peak, decay_steps, steps, seed=seed, snapshot_every=100)
 
 
 def few_shot_training(architecture: Literal["softmax-7", "hybrid"], profile: Profile, seed: int = 0) -> TrainingConfig:
