@@ -3,6 +3,7 @@
 
 #include <type_traits>
 
+#include "dense.h"
 #include "linear.h"
 #include "mesa.h"
 #include "softmax.h"
@@ -13,7 +14,7 @@ namespace {
 template <template <class> class Kind, class Layout, class Problem>
 constexpr mesascope::Kernel<Problem> kernel() {
   using Implementation = Kind<Layout>;
-  return {[](const Sizes& size) { return Implementation(size, nullptr).bytes; }, Layout::width > 1,
+  return {[](const decltype(Problem::size)& size) { return Implementation(size, nullptr).bytes; }, Layout::width > 1,
           [](const Problem& problem, Index group, Index next, void* memory) {
             Implementation(problem.size, memory).run(problem, group, next);
           }};
@@ -42,8 +43,14 @@ constexpr mesascope::KernelSet<typename Layout::Number> kernel_set() {
 #define MESASCOPE_NAME(name) MESASCOPE_TEXT(name)
 
 extern const mesascope::Table table;
-const mesascope::Table table{MESASCOPE_NAME(MESASCOPE_ISA), kernel_set<HeadsInLanes<float>>(),
-                             kernel_set<ColumnsInLanes<float>>(), kernel_set<HeadsInLanes<double>>(),
-                             kernel_set<ColumnsInLanes<double>>()};
+const mesascope::Table table{MESASCOPE_NAME(MESASCOPE_ISA),
+                             kernel_set<HeadsInLanes<float>>(),
+                             kernel_set<ColumnsInLanes<float>>(),
+                             kernel_set<HeadsInLanes<double>>(),
+                             kernel_set<ColumnsInLanes<double>>(),
+                             kernel<MapsForward, ColumnsInLanes<float>, MapsProblem>(),
+                             kernel<MapsBackward, ColumnsInLanes<float>, MapsProblem>(),
+                             kernel<MlpForward, ColumnsInLanes<float>, MlpProblem>(),
+                             kernel<MlpBackward, ColumnsInLanes<float>, MlpProblem>()};
 
 }  // namespace MESASCOPE_ISA

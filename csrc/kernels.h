@@ -7,11 +7,11 @@ namespace mesascope {
 
 inline constexpr Index no_group = -1;
 
-// A kernel treats one group of the heads with `workspace` bytes of its own, aligned to 64 and, if it is `padded`, zero
+// A kernel treats one group of heads or rows with `workspace` bytes of its own, aligned to 64 and, if it is `padded`, zero
 // before the first call; and it asks for the operands of the group that comes next.
 template <class Problem>
 struct Kernel {
-  Index (*workspace)(const Sizes&);
+  Index (*workspace)(const decltype(Problem::size)&);
   bool padded;
   void (*run)(const Problem&, Index group, Index next, void* memory);
 };
@@ -29,6 +29,8 @@ struct Table {
   const char* name;
   KernelSet<float> float_lanes, float_columns;
   KernelSet<double> double_lanes, double_columns;
+  Kernel<MapsProblem> maps_forward, maps_backward;
+  Kernel<MlpProblem> mlp_forward, mlp_backward;
 };
 
 }  // namespace mesascope

@@ -4,6 +4,7 @@
 #include <nanobind/stl/array.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
@@ -15,6 +16,7 @@
 #include <stdexcept>
 #include <string>
 #include <system_error>
+#include <tuple>
 #include <vector>
 
 #include "instruction_sets.h"
@@ -279,6 +281,91 @@ Index mesa_saved_size(const Shape& shape, const std::string& layout) {
   return (size.all_heads() + set.heads_per_group - 1) / set.heads_per_group * set.saved(size);
 }
 
+// Runs a backward pass of which every group of rows leaves `numbers` numbers, and returns the sums of these.
+template <class Problem>
+std::vector<double> run_summing(const Kernel<Problem>& kernel, Problem& problem, Index numbers, int threads) {
+  const Index groups = row_groups(problem.size.rows);
+  const Borrowed parts(std::size_t(groups * numbers) * sizeof(float));
+  problem.dweights = reinterpret_cast<float*>(parts.data());
+  run_groups(kernel, problem, groups, threads);
+  std::vector<double> sums(static_cast<std::size_t>(numbers));
+  const float* part = problem.dweights;
+  for (Index group = 0; group < groups; ++group)
+    for (double& sum : sums) sum += *part++;
+  return sums;
+}
+
+// to [columns, rows] = the transpose of from [rows, columns]; returns what comes after it
+const double* transposed(float* to, const double* from, Index rows, Index columns) {
+  for (Index i = 0; i < rows; ++i)
+    for (Index j = 0; j < columns; ++j) to[j * rows + i] = float(*from++);
+  return from;
+}
+
+using RowsShape = std::array<Index, 2>;  // rows, width
+// a map: how many outputs, W [outputs, width] and y, or its gradient, [rows, outputs]
+using Map = std::tuple<Index, Address<2>, Address<2>>;
+
+MapsProblem maps_problem(const RowsShape& shape, const Address<2>& x, const std::vector<Map>& maps) {
+  if (maps.size() > most_maps) throw std::invalid_argument("maps: there are kernels for up to 3");
+  MapsProblem problem{};
+  problem.size.rows = shape[0], problem.size.width = shape[1];
+  problem.x = pointer<const float>(x);
+  for (std::size_t m = 0; m < maps.size(); ++m) {
+    const auto& [outputs, w, y] = maps[m];
+    problem.size.outputs[m] = outputs, problem.w[m] = pointer<const float>(w), problem.w_rows[m] = w[1];
+    problem.y[m] = pointer<float>(y), problem.g[m] = problem.y[m];
+  }
+  return problem;
+}
+
+void maps_forward(const RowsShape& shape, const Address<2>& x, const std::vector<Map>& maps, int threads) {
+  const MapsProblem problem = maps_problem(shape, x, maps);
+  nb::gil_scoped_release released;
+  run_groups(active->maps_forward, problem, row_groups(problem.size.rows), threads);
+}
+
+void maps_backward(const RowsShape& shape, const Address<2>& x, const std::vector<Map>& maps, const Address<2>& dx,
+                   const std::vector<Address<2>>& dw, int threads) {
+  MapsProblem problem = maps_problem(shape, x, maps);
+  problem.dx = pointer<float>(dx);
+  const Index width = problem.size.width;
+  nb::gil_scoped_release released;
+  const auto sums = run_summing(active->maps_backward, problem, width * problem.size.all_outputs(), threads);
+  const double* from = sums.data();
+  for (std::size_t m = 0; m < dw.size(); ++m)
+    from = transposed(pointer<float>(dw[m]), from, width, problem.size.outputs[m]);
+}
+
+using MlpShape = std::array<Index, 3>;  // rows, width, hidden
+
+MlpProblem mlp_problem(const MlpShape& shape, const Address<2>& x, const Address<2>& w_1, const Address<2>& w_2) {
+  MlpProblem problem;
+  problem.size = {shape[0], shape[1], shape[2]};
+  problem.x = pointer<const float>(x), problem.w_1 = pointer<const float>(w_1), problem.w_2 = pointer<const float>(w_2);
+  return problem;
+}
+
+void mlp_forward(const MlpShape& shape, const Address<2>& x, const Address<2>& w_1, const Address<2>& w_2,
+                 const Address<2>& y, int threads) {
+  MlpProblem problem = mlp_problem(shape, x, w_1, w_2);
+  problem.y = pointer<float>(y);
+  nb::gil_scoped_release released;
+  run_groups(active->mlp_forward, problem, row_groups(problem.size.rows), threads);
+}
+
+void mlp_backward(const MlpShape& shape, const Address<2>& x, const Address<2>& w_1, const Address<2>& w_2,
+                  const Address<2>& g, const Address<2>& dx, const Address<2>& dw_1, const Address<2>& dw_2,
+                  int threads) {
+  MlpProblem problem = mlp_problem(shape, x, w_1, w_2);
+  problem.g = pointer<const float>(g), problem.dx = pointer<float>(dx);
+  const auto [rows, width, hidden] = problem.size;
+  nb::gil_scoped_release released;
+  const auto sums = run_summing(active->mlp_backward, problem, 2 * width * hidden, threads);
+  const double* const of_w_2 = transposed(pointer<float>(dw_1), sums.data(), width, hidden);
+  std::copy(of_w_2, of_w_2 + width * hidden, pointer<float>(dw_2));
+}
+
 // A contiguous tensor of the pool, with whatever is in it
 template <class T>
 nb::ndarray<nb::pytorch, T> recycled(const std::vector<std::size_t>& shape) {
@@ -311,6 +398,10 @@ NB_MODULE(_kernels, module) {
   using namespace mesascope;
   define<float>(module, "float32");
   define<double>(module, "float64");
+  module.def("maps_forward_float32", &maps_forward);
+  module.def("maps_backward_float32", &maps_backward);
+  module.def("mlp_forward_float32", &mlp_forward);
+  module.def("mlp_backward_float32", &mlp_backward);
   module.def("instruction_sets", &known_instruction_sets);
   module.def("instruction_set", &instruction_set);
   module.def("use_instruction_set", &use_instruction_set);

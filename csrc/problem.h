@@ -65,4 +65,51 @@ struct MesaProblem {
   T* pairs = nullptr;                 // sum_t m_t w_t q~_t^T = -dL/dH_0, its symmetric part [B, H, D, D], or absent
 };
 
+// What is computed for each row of a matrix alone. All matrices are contiguous but `w`, whose rows may lie apart.
+inline constexpr Index block_rows = 32;  // treated at once
+
+// Rows of one group, which is one thread's work from start to end: many, because every group lays out the weights for
+// itself, but so that there are sixteen groups if there are rows enough.
+constexpr Index group_rows(Index rows) {
+  constexpr Index most = 20;
+  const Index blocks = rows / (16 * block_rows);
+  return (blocks < 1 ? 1 : blocks < most ? blocks : most) * block_rows;
+}
+
+constexpr Index row_groups(Index rows) { return (rows + group_rows(rows) - 1) / group_rows(rows); }
+
+inline constexpr int most_maps = 3;
+
+struct MapsSizes {
+  Index rows, width;
+  Index outputs[most_maps];  // zero from the first map on that there is not
+  Index all_outputs() const { return outputs[0] + outputs[1] + outputs[2]; }
+};
+
+// y_m = W_m x for each row x
+struct MapsProblem {
+  MapsSizes size;
+  const float* x;                     // [rows, width]
+  const float* w[most_maps];          // [outputs[m], width]
+  Index w_rows[most_maps];
+  float* y[most_maps];                // [rows, outputs[m]]
+  const float* g[most_maps];          // backward: dL/dy
+  float* dx = nullptr;
+  float* dweights = nullptr;          // of each group of rows: dW_m^T one after the other, [width, outputs[m]]
+};
+
+struct MlpSizes {
+  Index rows, width, hidden;
+};
+
+// y = W_2 gelu(W_1 x) for each row x
+struct MlpProblem {
+  MlpSizes size;
+  const float *x, *w_1, *w_2;         // [rows, width], [hidden, width], [width, hidden]
+  float* y = nullptr;                 // [rows, width]
+  const float* g = nullptr;           // backward: dL/dy
+  float* dx = nullptr;
+  float* dweights = nullptr;          // of each group of rows: dW_1^T and dW_2, both [width, hidden]
+};
+
 }  // namespace mesascope

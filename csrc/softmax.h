@@ -2,47 +2,12 @@
 // the cache. No memory is asked for ahead: it did not pay here.
 #pragma once
 
-#include <type_traits>
-
+#include "functions.h"
 #include "layout.h"
 
 namespace MESASCOPE_ISA {
 
 using mesascope::SoftmaxProblem;
-
-// exp(x) for x <= 0 to within 2 units in the last place; exp(-infinity) = 0.
-//
-// exp(x) = 2^n exp(r) with |r| <= ln(2) / 2, ln(2) subtracted in two parts, exp(r) by its Taylor polynomial: degree 7
-// leaves 5e-9 in float32, degree 13 leaves 4e-18 in float64.
-template <class T, class Element>
-inline Element exponential(Element x) {
-  static_assert(sizeof(Element) > sizeof(T), "for heads in lanes");
-  constexpr bool single = sizeof(T) == 4;
-  constexpr int lanes = sizeof(Element) / sizeof(T);
-  using Integer = std::conditional_t<single, std::int32_t, std::int64_t>;
-  constexpr T lowest = single ? T(-87.3) : T(-708.3);
-  // adding and subtracting 1.5 * 2^(digits) rounds to the nearest integer
-  constexpr T magic = single ? T(12582912.0) : T(6755399441055744.0);
-  constexpr T high = single ? T(0.693359375) : T(6.93145751953125e-1);
-  constexpr T low = single ? T(-2.12194440e-4) : T(1.42860682030941723212e-6);
-  constexpr int degree = single ? 7 : 13;
-  const auto vanishes = x < lowest;
-  const Element bounded = vanishes ? Element{} + lowest : x;
-  const Element n = (bounded * T(1.4426950408889634) + magic) - magic;
-  const Element r = (bounded - n * high) - n * low;
-  T factorial = 1;
-  for (int i = 2; i <= degree; ++i) factorial *= T(i);
-  Element sum = Element{} + T(1) / factorial;
-  for (int i = degree; i > 0; --i) {
-    factorial /= T(i);
-    sum = sum * r + T(1) / factorial;
-  }
-  const auto exponent = __builtin_convertvector(n, Pack<Integer, lanes>);
-  const auto bits = (exponent + Integer(single ? 127 : 1023)) << Integer(single ? 23 : 52);
-  Element power;
-  std::memcpy(&power, &bits, sizeof(power));
-  return vanishes ? Element{} : sum * power;
-}
 
 // Queries treated at once, so that keys and values are read once for several of them.
 inline constexpr Index softmax_rows = 10;

@@ -46,6 +46,13 @@ std::mt19937_64 random_numbers(0);
 double normal() { return std::normal_distribution<double>()(random_numbers); }
 double uniform(double low, double high) { return std::uniform_real_distribution<double>(low, high)(random_numbers); }
 
+std::string text(const std::vector<Index>& sizes) {
+  std::string result = "[";
+  for (const Index value : sizes) result += std::to_string(value) + " ";
+  result.back() = ']';
+  return result;
+}
+
 // A block of exactly as many bytes, so that a sanitizer sees one too many; the kernels' own memory is rounded up.
 class Exact {
  public:
@@ -91,6 +98,12 @@ struct Report {
       std::exit(1);
     }
     worst = std::max(worst, error / limit), ++results, blind += limit > 1e-2;
+  }
+
+  void print(const std::string& name) const {
+    std::printf("%-24s %6ld results, worst error %.2f of what is allowed; 1 %% is allowed in %ld\n", name.c_str(),
+                results, worst, blind);
+    std::fflush(stdout);
   }
 };
 
@@ -297,6 +310,96 @@ void test_calls_at_once(const KernelSet<T>& set, Report& report) {
   for (const Tensor<T>& output : outputs) report.check("o", output, expected.o);
 }
 
+// [rows, columns], as the maps of rows take them
+Tensor<float> drawn(Index rows, Index columns, double scale = 1) {
+  return {{1, rows, 1, columns}, Memory::contiguous, [=] { return scale * normal(); }};
+}
+
+Tensor<float> unwritten(Index rows, Index columns) { return {{1, rows, 1, columns}, Memory::contiguous}; }
+
+template <class Problem>
+void run_rows(const Kernel<Problem>& kernel, const Problem& problem, int threads) {
+  const Index groups = row_groups(problem.size.rows);
+  if (threads > 1) return run_groups(kernel, problem, groups, threads);
+  const Exact memory(kernel.workspace(problem.size), 0);
+  for (Index group = 0; group < groups; ++group) kernel.run(problem, group, no_group, memory.data());
+}
+
+// The sums over all groups of rows
+Tensor<float> summed(const Tensor<float>& parts, Index groups, Index numbers) {
+  Tensor<float> sums = unwritten(1, numbers);
+  for (Index i = 0; i < numbers; ++i) {
+    double sum = 0;
+    for (Index group = 0; group < groups; ++group) sum += parts.data()[group * numbers + i];
+    sums.data()[i] = float(sum);
+  }
+  return sums;
+}
+
+void test_maps(const Table& table, const MapsSizes& size, int threads, Report& report) {
+  constexpr Index gap = 3;  // numbers between the rows of the first map
+  const Index groups = row_groups(size.rows), numbers = size.width * size.all_outputs();
+  const Tensor<float> x = drawn(size.rows, size.width), dx = unwritten(size.rows, size.width);
+  const Tensor<float> parts = unwritten(groups, numbers);
+  std::vector<Tensor<float>> w, y, g;
+  MapsProblem problem{};
+  problem.size = size, problem.x = x.data(), problem.dx = dx.data(), problem.dweights = parts.data();
+  for (int m = 0; m < most_maps; ++m) {
+    problem.w_rows[m] = size.width + (m == 0 ? gap : 0);
+    w.push_back(drawn(size.outputs[m], problem.w_rows[m])), g.push_back(drawn(size.rows, size.outputs[m]));
+    y.push_back(unwritten(size.rows, size.outputs[m]));
+    problem.w[m] = w[m].data(), problem.g[m] = g[m].data(), problem.y[m] = y[m].data();
+  }
+  run_rows(table.maps_forward, problem, threads);
+  run_rows(table.maps_backward, problem, threads);
+  Vector expected_dx(std::size_t(size.rows * size.width)), dweights;
+  for (int m = 0; m < most_maps; ++m) {
+    if (size.outputs[m] == 0) continue;  // there is no such map
+    const DenseResults expected = naive_map(problem, m);
+    report.check("y", y[m], expected.y);
+    for (std::size_t i = 0; i < expected_dx.size(); ++i) expected_dx[i] += expected.dx[i];
+    append(dweights, expected.dweights);
+  }
+  report.check("dx", dx, expected_dx), report.check("dw", summed(parts, groups, numbers), dweights);
+}
+
+void test_mlp(const Table& table, const MlpSizes& size, int threads, Report& report) {
+  const auto [rows, width, hidden] = size;
+  const Index groups = row_groups(rows), numbers = 2 * width * hidden;
+  // hidden numbers from far below zero to far above
+  const Tensor<float> x = drawn(rows, width), w_1 = drawn(hidden, width, 3 / std::sqrt(double(width)));
+  const Tensor<float> w_2 = drawn(width, hidden), y = unwritten(rows, width), g = drawn(rows, width);
+  const Tensor<float> dx = unwritten(rows, width), parts = unwritten(groups, numbers);
+  MlpProblem problem{};
+  problem.size = size, problem.x = x.data(), problem.w_1 = w_1.data(), problem.w_2 = w_2.data();
+  problem.y = y.data(), problem.g = g.data(), problem.dx = dx.data(), problem.dweights = parts.data();
+  run_rows(table.mlp_forward, problem, threads);
+  run_rows(table.mlp_backward, problem, threads);
+  const DenseResults expected = naive_mlp(problem);
+  report.check("y", y, expected.y), report.check("dx", dx, expected.dx);
+  report.check("dw", summed(parts, groups, numbers), expected.dweights);
+}
+
+void test_dense(const Table& table, const std::string& name) {
+  Report report{name, std::numeric_limits<float>::epsilon()};
+  random_numbers.seed(0);
+  for (const int threads : thread_counts) {
+    for (const MapsSizes& size : {MapsSizes{1, 1, {1, 0, 0}}, MapsSizes{33, 7, {5, 0, 9}}, MapsSizes{64, 16, {16, 32, 0}},
+                                  MapsSizes{700, 40, {80, 80, 80}}, MapsSizes{1025, 24, {10, 40, 17}}}) {
+      report.place = "maps, " + name + ", " + std::to_string(size.rows) + " rows of " + std::to_string(size.width) +
+                     ", " + std::to_string(threads) + " threads";
+      test_maps(table, size, threads, report);
+    }
+    for (const MlpSizes& size : {MlpSizes{1, 1, 1}, MlpSizes{31, 3, 5}, MlpSizes{64, 16, 32}, MlpSizes{700, 40, 160},
+                                 MlpSizes{1025, 20, 33}}) {
+      report.place = "MLP, " + name + ", " + text({size.rows, size.width, size.hidden}) + ", " +
+                     std::to_string(threads) + " threads";
+      test_mlp(table, size, threads, report);
+    }
+  }
+  report.print(name);
+}
+
 // Blocks of the pool belong to one caller at a time and lie where they should, whatever was kept or released.
 void test_pool() {
   constexpr std::size_t mebibyte = std::size_t(1) << 20;
@@ -354,13 +457,6 @@ void test_shares() {
   std::exit(1);
 }
 
-std::string text(const Sizes& size) {
-  std::string result = "[";
-  for (Index value : {size.batch, size.time, size.heads, size.dim, size.dim_v}) result += std::to_string(value) + " ";
-  result.back() = ']';
-  return result;
-}
-
 template <class T>
 void test_set(const KernelSet<T>& set, const std::string& name) {
   Report report{name, std::numeric_limits<T>::epsilon()};
@@ -369,7 +465,8 @@ void test_set(const KernelSet<T>& set, const std::string& name) {
   for (const Sizes& size : shapes) {
     for (const Memory memory : memories) {
       const int threads = thread_counts[turn++ % 3];
-      const std::string place = name + ", " + text(size) + ", memory " + std::to_string(int(memory)) + ", " +
+      const std::string place = name + ", " + text({size.batch, size.time, size.heads, size.dim, size.dim_v}) +
+                                ", memory " + std::to_string(int(memory)) + ", " +
                                 std::to_string(threads) + " threads";
       report.place = "linear attention, " + place;
       test_linear(set, size, memory, threads, report);
@@ -390,9 +487,7 @@ void test_set(const KernelSet<T>& set, const std::string& name) {
   test_calls_at_once(set, report);
   report.place = name + ", values that are not finite";
   test_evidence(set, report);
-  std::printf("%-24s %6ld results, worst error %.2f of what is allowed; 1 %% is allowed in %ld\n", name.c_str(),
-              report.results, report.worst, report.blind);
-  std::fflush(stdout);
+  report.print(name);
 }
 
 }  // namespace
@@ -409,5 +504,6 @@ int main() {
     test_set(set.table->float_columns, set.name() + " float columns");
     test_set(set.table->double_lanes, set.name() + " double lanes");
     test_set(set.table->double_columns, set.name() + " double columns");
+    test_dense(*set.table, set.name() + " dense");
   }
 }

@@ -268,3 +268,58 @@ Results naive_softmax(const mesascope::SoftmaxProblem<T>& problem) {
     return Weighed{weights, derivatives, {largest, 1 / sum}};
   });
 }
+
+// [rows, columns] that is contiguous
+inline Matrix matrix(const float* data, Index rows, Index columns) {
+  Matrix result(rows, columns);
+  std::copy_n(data, rows * columns, result.data.begin());
+  return result;
+}
+
+inline Vector row(const Matrix& a, Index i) {
+  return Vector(a.data.begin() + i * a.columns, a.data.begin() + (i + 1) * a.columns);
+}
+
+// y, dx and the gradients of the weights, transposed where the kernels leave them so
+struct DenseResults {
+  Vector y, dx, dweights;
+};
+
+// One of the maps; dx is what it adds to the gradient of x
+inline DenseResults naive_map(const mesascope::MapsProblem& problem, int m) {
+  const Index rows = problem.size.rows, width = problem.size.width, outputs = problem.size.outputs[m];
+  const Matrix x = matrix(problem.x, rows, width), g = matrix(problem.g[m], rows, outputs);
+  Matrix w(outputs, width), dw_t(width, outputs);
+  for (Index i = 0; i < outputs; ++i)
+    for (Index j = 0; j < width; ++j) w(i, j) = problem.w[m][i * problem.w_rows[m] + j];
+  DenseResults results;
+  for (Index i = 0; i < rows; ++i) {
+    append(results.y, w.times(row(x, i)));
+    append(results.dx, w.transposed().times(row(g, i)));
+    dw_t.add_outer(1, row(x, i), row(g, i));
+  }
+  results.dweights = dw_t.data;
+  return results;
+}
+
+inline DenseResults naive_mlp(const mesascope::MlpProblem& problem) {
+  const auto [rows, width, hidden] = problem.size;
+  const Matrix x = matrix(problem.x, rows, width), g = matrix(problem.g, rows, width);
+  const Matrix w_1 = matrix(problem.w_1, hidden, width), w_2 = matrix(problem.w_2, width, hidden);
+  Matrix dw_1_t(width, hidden), dw_2(width, hidden);
+  DenseResults results;
+  for (Index i = 0; i < rows; ++i) {
+    Vector activation = w_1.times(row(x, i)), pull = w_2.transposed().times(row(g, i));
+    for (Index j = 0; j < hidden; ++j) {
+      const double h = activation[j], distribution = std::erfc(-h / std::sqrt(2.0)) / 2;
+      activation[j] = h * distribution;
+      pull[j] *= distribution + h * std::exp(-h * h / 2) / std::sqrt(2 * std::acos(-1.0));
+    }
+    append(results.y, w_2.times(activation));
+    append(results.dx, w_1.transposed().times(pull));
+    dw_1_t.add_outer(1, row(x, i), pull), dw_2.add_outer(1, row(g, i), activation);
+  }
+  results.dweights = dw_1_t.data;
+  append(results.dweights, dw_2.data);
+  return results;
+}

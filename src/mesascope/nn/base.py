@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mesascope.errors import require
 from mesascope.nn.features import Feature, Norm, apply_features
+from mesascope.ops.dense import linear_maps
 
 Record = Callable[[str, Tensor], None]
 """Receives the name and the value of an activation while a model runs."""
@@ -76,8 +77,7 @@ class Attention(nn.Module, ABC):
             record("k", k)
             record("v", v)
             record("pattern", self.pattern(q, k))
-        mixed = self.attend(q, k, v).flatten(-2)
-        return nn.functional.linear(mixed, self.P)
+        return self._sum_of_heads(self.attend(q, k, v))
 
     def attention_map(
         self, x: Float[Tensor, "batch time d"], positions: Tensor | None = None
@@ -99,17 +99,16 @@ class Attention(nn.Module, ABC):
         given = None if positions is None else tuple(positions.shape)
         allowed = "None, for position_dim is 0" if expected is None else f"of shape [T, position_dim] = {expected}"
         require(given == expected, "positions", given, allowed)
-        if positions is None:
-            q, k = nn.functional.linear(x, self.W_Q), nn.functional.linear(x, self.W_K)
-        else:
-            # W [x; p] = W_x x + W_p p, and the second part is the same for every sequence
-            q, k = (
-                nn.functional.linear(x, weight[:, : x.shape[-1]])
-                + nn.functional.linear(positions, weight[:, x.shape[-1] :])
-                for weight in (self.W_Q, self.W_K)
-            )
-        v = nn.functional.linear(x, self.W_V)
+        # W [x; p] = W_x x + W_p p, and the second part is the same for every sequence
+        q, k, v = linear_maps(x, self.W_Q[:, : self.width], self.W_K[:, : self.width], self.W_V)
+        if positions is not None:
+            of_q, of_k = linear_maps(positions, self.W_Q[:, self.width :], self.W_K[:, self.width :])
+            q, k = q + of_q, k + of_k
         return tuple(operand.unflatten(-1, (self.num_heads, self.key_dim)) for operand in (q, k, v))
+
+    def _sum_of_heads(self, mixed: Float[Tensor, "batch *time heads n_a"]) -> Float[Tensor, "batch *time d"]:
+        """sum_h P_h of what each head has mixed."""
+        return linear_maps(mixed.flatten(-2), self.P)[0]
 
     @abstractmethod
     def attend(

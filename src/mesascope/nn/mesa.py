@@ -4,7 +4,7 @@ from typing import Literal, overload
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from mesascope.errors import InputError, require
 from mesascope.nn.base import Attention, Record
@@ -113,10 +113,10 @@ class MesaAttention(MesaRegression, Attention):
             record("pattern", self._map(inputs))
         if state is not None or return_state:
             mixed, after = self._continue(inputs, None if state is None else state.regression)
-            output = nn.functional.linear(mixed.flatten(-2), self.P)
+            output = self._sum_of_heads(mixed)
             return (output, after) if return_state else output
         mixed = self._regress(inputs) if self.gated else self.attend(inputs.q, inputs.k, inputs.v)
-        return nn.functional.linear(mixed.flatten(-2), self.P)
+        return self._sum_of_heads(mixed)
 
     def step(
         self,
@@ -138,7 +138,7 @@ class MesaAttention(MesaRegression, Attention):
         x = x[:, None]
         inputs = self._inputs(self._projections(x, None if position is None else position[None]), x, state)
         mixed, after = self._step(inputs, state.regression)
-        return nn.functional.linear(mixed.flatten(-2), self.P), after
+        return self._sum_of_heads(mixed), after
 
     def attention_map(
         self, x: Float[Tensor, "batch time d"], positions: Tensor | None = None

@@ -17,6 +17,7 @@ from mesascope.errors import InputError
 from mesascope.nn.attention import build_attention
 from mesascope.nn.base import Attention
 from mesascope.nn.config import AttentionKind, TransformerConfig
+from mesascope.ops.dense import gelu_mlp, linear_maps
 from mesascope.tasks.sequences import Sequences
 
 
@@ -81,8 +82,7 @@ class MLP(nn.Module):
         self.W_2 = nn.Parameter(torch.empty(width, hidden))
 
     def forward(self, x: Float[Tensor, "batch time d"]) -> Float[Tensor, "batch time d"]:
-        hidden = nn.functional.gelu(nn.functional.linear(x, self.W_1))
-        return nn.functional.linear(hidden, self.W_2)
+        return gelu_mlp(x, self.W_1, self.W_2)
 
 
 class Block(nn.Module):
@@ -154,7 +154,7 @@ class Transformer(nn.Module):
     ) -> Float[Tensor, "batch time n_s"]:
         if tokens.shape[-1] != self.config.token_dim:
             raise InputError(f"tokens: got size {tokens.shape[-1]}, but token_dim is {self.config.token_dim}")
-        x = tokens if self.embed is None else nn.functional.linear(tokens, self.embed)
+        x = tokens if self.embed is None else linear_maps(tokens, self.embed)[0]
         if record is not None:
             record("embed", x)
         positions = None
@@ -167,7 +167,7 @@ class Transformer(nn.Module):
                 record(f"blocks.{index}.resid_post", x)
         if self.unembed is None:
             return x[..., : self.config.prediction_dim]
-        return nn.functional.linear(x, self.unembed)
+        return linear_maps(x, self.unembed)[0]
 
     @torch.no_grad()
     def predict(self, sequences: Sequences) -> Float[Tensor, "batch time n_s"]:

@@ -1,0 +1,242 @@
+// What a Transformer computes for each token alone: linear maps of rows, and its MLP, y = W_2 gelu(W_1 x).
+//
+// A few rows at a time, whose hidden layer stays in the cache. It is not kept for the way back but computed again, which
+// costs no more than to write and read it.
+#pragma once
+
+#include "functions.h"
+#include "layout.h"
+
+namespace MESASCOPE_ISA {
+
+using mesascope::block_rows;
+using mesascope::group_rows;
+using mesascope::MapsProblem;
+using mesascope::MapsSizes;
+using mesascope::MlpProblem;
+using mesascope::MlpSizes;
+using mesascope::most_maps;
+
+// Calls with the first row and the number of rows of every block of a group.
+template <class Visit>
+inline void each_block(Index rows, Index group, Visit visit) {
+  const Index size = group_rows(rows), end = (group + 1) * size < rows ? (group + 1) * size : rows;
+  for (Index row = group * size; row < end; row += block_rows)
+    visit(row, end - row < block_rows ? end - row : block_rows);
+}
+
+// What of a matrix with so many columns is written with one block of rows, or read with the next one
+template <class T>
+inline void ask_for_block(Ahead& ahead, T* matrix, Index columns, Index row, Index n) {
+  ahead.add(matrix + row * columns, columns * Index(sizeof(T)) * n, 0, 1);
+}
+
+template <class T>
+inline void ask_for_next_block(Ahead& ahead, T* matrix, Index columns, Index row, Index rows) {
+  ask_for_block(ahead, matrix, columns, row, rows - row < block_rows ? rows - row : block_rows);
+}
+
+// Between matrices of whole registers and others
+template <class T>
+inline void copy_rows(T* to, Index to_rows, const T* from, Index from_rows, Index rows, Index columns) {
+  for (Index i = 0; i < rows; ++i) std::memcpy(to + i * to_rows, from + i * from_rows, std::size_t(columns) * sizeof(T));
+}
+
+template <Part part, bool negative, class Element>
+inline Summand<part, negative, Element> from_column(Summand<part, negative, Element> summand, Index column) {
+  return {summand.a, summand.b.from_column(column), summand.inner};
+}
+
+// A product of which half of the last registers would not be needed: widths of Transformers are not always multiples of
+// sixteen.
+template <class Layout, Into into, class Element, class... Summands>
+inline void trimmed_product(Ahead& ahead, View<Element> c, Index rows, Index columns, Summands... summands) {
+  if constexpr (Layout::width == 16) {
+    const Index whole = columns / 16 * 16;
+    if (whole < columns && columns <= whole + 8) {
+      if (whole > 0) product<Layout, into>(ahead, c, rows, whole, summands...);
+      return product<Halved<Layout>, into>(ahead, c.from_column(whole), rows, columns - whole,
+                                           from_column(summands, whole)...);
+    }
+  }
+  product<Layout, into>(ahead, c, rows, columns, summands...);
+}
+
+template <class Layout>
+struct MapsForward {
+  using Element = typename Layout::Element;
+
+  View<Element> w_t[most_maps], y[most_maps];
+  Ahead ahead;
+  Index bytes;
+
+  MapsForward(const MapsSizes& size, void* memory) {
+    Workspace<Layout> space(memory);
+    for (int m = 0; m < most_maps; ++m) {
+      w_t[m] = space.matrix(size.width, size.outputs[m]);
+      y[m] = space.matrix(block_rows, size.outputs[m]);
+    }
+    bytes = space.bytes();
+  }
+
+  void run(const MapsProblem& problem, Index group, Index) {
+    const Index width = problem.size.width;
+    const Index* const outputs = problem.size.outputs;
+    for (int m = 0; m < most_maps; ++m)
+      transpose(w_t[m].data, w_t[m].rows, problem.w[m], problem.w_rows[m], outputs[m], width);
+    each_block(problem.size.rows, group, [&](Index row, Index n) {
+      const View<const Element> x{problem.x + row * width, width};
+      ahead.finish();
+      for (int m = 0; m < most_maps; ++m) ask_for_block(ahead, problem.y[m], outputs[m], row, n);
+      ask_for_next_block(ahead, problem.x, width, row + n, problem.size.rows);
+      for (int m = 0; m < most_maps; ++m) {
+        trimmed_product<Layout, Into::assign>(ahead, y[m], n, outputs[m], plus(x, constant(w_t[m]), width));
+        copy_rows(problem.y[m] + row * outputs[m], outputs[m], y[m].data, y[m].rows, n, outputs[m]);
+      }
+    });
+  }
+};
+
+// dx = sum of W_m^T g_m, dW_m = sum of g_m x^T over the rows
+template <class Layout>
+struct MapsBackward {
+  using Element = typename Layout::Element;
+
+  View<Element> w[most_maps], g[most_maps], dw_t[most_maps], dx;
+  Ahead ahead;
+  Index bytes;
+
+  MapsBackward(const MapsSizes& size, void* memory) {
+    Workspace<Layout> space(memory);
+    for (int m = 0; m < most_maps; ++m) {
+      w[m] = space.matrix(size.outputs[m], size.width), g[m] = space.matrix(block_rows, size.outputs[m]);
+      dw_t[m] = space.matrix(size.width, size.outputs[m]);
+    }
+    dx = space.matrix(block_rows, size.width);
+    bytes = space.bytes();
+  }
+
+  void run(const MapsProblem& problem, Index group, Index) {
+    const Index width = problem.size.width;
+    const Index* const outputs = problem.size.outputs;
+    for (int m = 0; m < most_maps; ++m) {
+      copy_rows(w[m].data, w[m].rows, problem.w[m], problem.w_rows[m], outputs[m], width);
+      clear<Layout>(dw_t[m], 0, width);
+    }
+    each_block(problem.size.rows, group, [&](Index row, Index n) {
+      const View<const Element> x{problem.x + row * width, width};
+      ahead.finish();
+      ask_for_block(ahead, problem.dx, width, row, n);
+      ask_for_next_block(ahead, problem.x, width, row + n, problem.size.rows);
+      for (int m = 0; m < most_maps; ++m)
+        ask_for_next_block(ahead, problem.g[m], outputs[m], row + n, problem.size.rows);
+      for (int m = 0; m < most_maps; ++m) {
+        copy_rows(g[m].data, g[m].rows, problem.g[m] + row * outputs[m], outputs[m], n, outputs[m]);
+        product<Layout, Into::add>(ahead, dw_t[m], width, outputs[m], plus(x.transposed(), constant(g[m]), n));
+      }
+      trimmed_product<Layout, Into::assign>(ahead, dx, n, width, plus(constant(g[0]), constant(w[0]), outputs[0]),
+                                    plus(constant(g[1]), constant(w[1]), outputs[1]),
+                                    plus(constant(g[2]), constant(w[2]), outputs[2]));
+      copy_rows(problem.dx + row * width, width, dx.data, dx.rows, n, width);
+    });
+    float* to = problem.dweights + group * width * problem.size.all_outputs();
+    for (int m = 0; m < most_maps; ++m) {
+      copy_rows(to, outputs[m], dw_t[m].data, dw_t[m].rows, width, outputs[m]);
+      to += width * outputs[m];
+    }
+  }
+};
+
+template <class Layout>
+struct MlpForward {
+  using Element = typename Layout::Element;
+  using Vector = typename Layout::Vector;
+
+  View<Element> w_1_t, w_2_t, hidden, y;
+  Ahead ahead;
+  Index bytes;
+
+  MlpForward(const MlpSizes& size, void* memory) {
+    Workspace<Layout> space(memory);
+    w_1_t = space.matrix(size.width, size.hidden), w_2_t = space.matrix(size.hidden, size.width);
+    hidden = space.matrix(block_rows, size.hidden), y = space.matrix(block_rows, size.width);
+    bytes = space.bytes();
+  }
+
+  void run(const MlpProblem& problem, Index group, Index) {
+    const Index width = problem.size.width, units = problem.size.hidden;
+    transpose(w_1_t.data, w_1_t.rows, problem.w_1, width, units, width);
+    transpose(w_2_t.data, w_2_t.rows, problem.w_2, units, width, units);
+    each_block(problem.size.rows, group, [&](Index row, Index n) {
+      const View<const Element> x{problem.x + row * width, width};
+      ahead.finish();
+      ask_for_block(ahead, problem.y, width, row, n);
+      ask_for_next_block(ahead, problem.x, width, row + n, problem.size.rows);
+      product<Layout, Into::assign>(ahead, hidden, n, units, plus(x, constant(w_1_t), width));
+      for (Index i = 0; i < n; ++i)
+        for (Index j = 0; j < units; j += Layout::width) {
+          Element* const at = hidden.data + i * hidden.rows + j;
+          const auto value = load<Vector>(at);
+          store(at, Vector(value * Normal<Vector>(value).distribution));
+        }
+      trimmed_product<Layout, Into::assign>(ahead, y, n, width, plus(constant(hidden), constant(w_2_t), units));
+      copy_rows(problem.y + row * width, width, y.data, y.rows, n, width);
+    });
+  }
+};
+
+// With h = W_1 x, a = gelu(h) and b = W_2^T g gelu'(h): dx = W_1^T b, dW_1 = sum of b x^T, dW_2 = sum of g a^T
+template <class Layout>
+struct MlpBackward {
+  using Element = typename Layout::Element;
+  using Vector = typename Layout::Vector;
+
+  View<Element> w_1, w_1_t, w_2, hidden, pull, dx, dw_1_t, dw_2;
+  Ahead ahead;
+  Index bytes;
+
+  MlpBackward(const MlpSizes& size, void* memory) {
+    Workspace<Layout> space(memory);
+    w_1 = space.matrix(size.hidden, size.width), w_1_t = space.matrix(size.width, size.hidden);
+    w_2 = space.matrix(size.width, size.hidden);
+    hidden = space.matrix(block_rows, size.hidden), pull = space.matrix(block_rows, size.hidden);
+    dx = space.matrix(block_rows, size.width);
+    dw_1_t = space.matrix(size.width, size.hidden), dw_2 = space.matrix(size.width, size.hidden);
+    bytes = space.bytes();
+  }
+
+  void run(const MlpProblem& problem, Index group, Index) {
+    const Index width = problem.size.width, units = problem.size.hidden;
+    copy_rows(w_1.data, w_1.rows, problem.w_1, width, units, width);
+    transpose(w_1_t.data, w_1_t.rows, problem.w_1, width, units, width);
+    copy_rows(w_2.data, w_2.rows, problem.w_2, units, width, units);
+    clear<Layout>(dw_1_t, 0, width);
+    clear<Layout>(dw_2, 0, width);
+    each_block(problem.size.rows, group, [&](Index row, Index n) {
+      const View<const Element> x{problem.x + row * width, width}, g{problem.g + row * width, width};
+      ahead.finish();
+      ask_for_block(ahead, problem.dx, width, row, n);
+      ask_for_next_block(ahead, problem.x, width, row + n, problem.size.rows);
+      ask_for_next_block(ahead, problem.g, width, row + n, problem.size.rows);
+      product<Layout, Into::assign>(ahead, hidden, n, units, plus(x, constant(w_1_t), width));
+      product<Layout, Into::assign>(ahead, pull, n, units, plus(g, constant(w_2), width));
+      for (Index i = 0; i < n; ++i)
+        for (Index j = 0; j < units; j += Layout::width) {
+          Element *const at = hidden.data + i * hidden.rows + j, *const pulled = pull.data + i * pull.rows + j;
+          const auto value = load<Vector>(at);
+          const Normal<Vector> normal(value);
+          store(at, Vector(value * normal.distribution));
+          store(pulled, Vector(load<Vector>(pulled) * (normal.distribution + value * normal.density)));
+        }
+      product<Layout, Into::add>(ahead, dw_1_t, width, units, plus(x.transposed(), constant(pull), n));
+      product<Layout, Into::add>(ahead, dw_2, width, units, plus(g.transposed(), constant(hidden), n));
+      trimmed_product<Layout, Into::assign>(ahead, dx, n, width, plus(constant(pull), constant(w_1), units));
+      copy_rows(problem.dx + row * width, width, dx.data, dx.rows, n, width);
+    });
+    float* const dweights = problem.dweights + group * 2 * width * units;
+    copy_rows(dweights, units, dw_1_t.data, dw_1_t.rows, width, units);
+    copy_rows(dweights + width * units, units, dw_2.data, dw_2.rows, width, units);
+  }
+};
+
+}  // namespace MESASCOPE_ISA

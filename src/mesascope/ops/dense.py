@@ -1,0 +1,150 @@
+"""What a Transformer computes for each token alone: linear maps, and the MLP W_2 gelu(W_1 x).
+
+Once attention is fast, these are most of a training step, and their matrices are so small that torch spends much of it
+around the multiplications. In float32 on a CPU native kernels compute them, with the rounding errors of float32; where
+torch.compile, torch.func, autocast or a dispatch mode looks on, or matrices are large, torch does. Derivatives of
+derivatives are torch's.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mesascope.errors import require
+from mesascope.ops.kernels import Address, address, computable, kernel, native_kernels, uninitialised, unobserved
+
+_LARGEST_NATIVE = 2**15
+"""Up to so many numbers of a matrix of weights the native kernels were faster than torch."""
+
+_MOST_MAPS = 3
+"""For so many maps of the same rows there is a kernel."""
+
+
+def linear_maps(x: Float[Tensor, "*tokens width"], *weights: Float[Tensor, "_ width"]) -> tuple[Tensor, ...]:
+    """W x for each of several W, `[..., width] -> [..., outputs]`; one pass over x is enough for up to three.
+
+    Raises:
+        InputError: the shapes do not fit.
+    """
+    for index, weight in enumerate(weights):
+        fits = weight.dim() == 2 and x.dim() > 0 and weight.shape[1] == x.shape[-1]
+        require(fits, f"weights[{index}]", tuple(weight.shape), f"of shape [outputs, width] for x {tuple(x.shape)}")
+    if len(weights) <= _MOST_MAPS and _natively(x, *weights):
+        native: tuple[Tensor, ...] = _NativeMaps.apply(x, *weights)  # type: ignore[no-untyped-call]
+        return native
+    return linear_maps_product(x, *weights)
+
+
+def linear_maps_product(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+    """The same in torch, on any device."""
+    return tuple(torch.nn.functional.linear(x, weight) for weight in weights)
+
+
+def gelu_mlp(
+    x: Float[Tensor, "*tokens width"], W_1: Float[Tensor, "hidden width"], W_2: Float[Tensor, "width hidden"]
+) -> Float[Tensor, "*tokens width"]:
+    """W_2 gelu(W_1 x), `[..., width] -> [..., width]`, where gelu(h) is h times the normal distribution function of h.
+
+    The native kernel keeps only x for the backward pass and computes the hidden layer again.
+
+    Raises:
+        InputError: the shapes do not fit.
+    """
+    require(W_1.dim() == 2, "W_1", tuple(W_1.shape), "of shape [hidden, width]")
+    hidden, width = W_1.shape
+    require(x.dim() > 0 and x.shape[-1] == width, "x", tuple(x.shape), f"of shape [..., {width}]")
+    require(W_2.shape == (width, hidden), "W_2", tuple(W_2.shape), f"of shape [{width}, {hidden}]")
+    if _natively(x, W_1, W_2):
+        native: Tensor = _NativeMLP.apply(x, W_1, W_2)  # type: ignore[no-untyped-call]
+        return native
+    return gelu_mlp_product(x, W_1, W_2)[0]
+
+
+def gelu_mlp_product(x: Tensor, W_1: Tensor, W_2: Tensor) -> tuple[Tensor, ...]:
+    """The same in torch, on any device; the only one of its results."""
+    hidden = torch.nn.functional.gelu(torch.nn.functional.linear(x, W_1))
+    return (torch.nn.functional.linear(hidden, W_2),)
+
+
+def _natively(x: Tensor, *weights: Tensor) -> bool:
+    return (
+        unobserved(x, *weights)
+        and native_kernels() is not None
+        and computable(x, *weights)
+        and x.dtype == torch.float32
+        and all(weight.numel() <= _LARGEST_NATIVE for weight in weights)
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def _rows(tensor: Tensor) -> Address:
+    """Where the rows of a contiguous tensor are."""
+    return address(tensor.view(-1, tensor.shape[-1]))
+
+
+class _NativeMaps(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(x, *weights)
+        results = tuple(uninitialised(x, (*x.shape[:-1], len(weight))) for weight in weights)
+        _run_maps("maps_forward", x, weights, results)
+        return results
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled() or not unobserved(*gradients):
+            return _differentiate(linear_maps_product, ctx, gradients)
+        x, *weights = ctx.saved_tensors
+        dx, dweights = uninitialised(x, x.shape), [uninitialised(x, weight.shape) for weight in weights]
+        _run_maps("maps_backward", x, weights, gradients, _rows(dx), [_rows(dweight) for dweight in dweights])
+        return dx, *dweights
+
+
+def _run_maps(name: str, x: Tensor, weights: Any, outputs: Any, *results: Any) -> None:
+    rows, width = x.numel() // x.shape[-1], x.shape[-1]
+    # named, so that copies live until the kernel has returned
+    x, outputs = x.contiguous(), [output.contiguous() for output in outputs]
+    weights = [weight if weight.stride(1) == 1 else weight.contiguous() for weight in weights]
+    maps = [(len(W), address(W), _rows(y)) for W, y in zip(weights, outputs, strict=True)]
+    kernel(name, x.dtype)((rows, width), _rows(x), maps, *results, torch.get_num_threads())
+
+
+class _NativeMLP(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, W_1: Tensor, W_2: Tensor) -> Tensor:
+        ctx.save_for_backward(x, W_1, W_2)
+        y = uninitialised(x, x.shape)
+        _run_mlp("mlp_forward", (x, W_1, W_2), (y,))
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled() or not unobserved(*gradients):
+            return _differentiate(gelu_mlp_product, ctx, gradients)
+        results = tuple(uninitialised(operand, operand.shape) for operand in ctx.saved_tensors)
+        _run_mlp("mlp_backward", (*ctx.saved_tensors, *gradients), results)
+        return results
+
+
+def _run_mlp(name: str, inputs: tuple[Tensor, ...], results: tuple[Tensor, ...]) -> None:
+    x, W_1, *_ = inputs
+    hidden, width = W_1.shape
+    # named, so that copies live until the kernel has returned
+    operands = [operand.contiguous() for operand in inputs]
+    matrices = map(_rows, (*operands, *results))
+    kernel(name, x.dtype)((x.numel() // width, width, hidden), *matrices, torch.get_num_threads())
+
+
+def _differentiate(
+    function: Callable[..., tuple[Tensor, ...]], ctx: Any, gradients: tuple[Tensor, ...]
+) -> tuple[Tensor | None, ...]:
+    """By torch, for a derivative of the gradient and for gradients that are not in memory."""
+    create_graph, inputs = torch.is_grad_enabled(), ctx.saved_tensors
+    with torch.enable_grad():
+        outputs = function(*inputs)
+    wanted = [operand for operand, needed in zip(inputs, ctx.needs_input_grad, strict=True) if needed]
+    found = iter(torch.autograd.grad(outputs, wanted, gradients, create_graph=create_graph))
+    return tuple(next(found) if needed else None for needed in ctx.needs_input_grad)

@@ -1,0 +1,261 @@
+"""Linear maps and the MLP of single tokens: values, gradients and who computes them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mesascope.errors import InputError
+from mesascope.ops import dense
+from mesascope.ops.dense import gelu_mlp, gelu_mlp_product, linear_maps, linear_maps_product
+from mesascope.ops.kernels import native_kernels
+from oracles.dynamics import gelu
+
+from .mesa_cases import relative
+
+ROUNDING = 1e-6
+"""Relative error of a result in float32: of sums of some hundred products, or of a product for every row."""
+
+needs_kernels = pytest.mark.skipif(native_kernels() is None, reason="this run is without compiled kernels")
+
+# tokens, width, hidden: no multiple of a register, several blocks of rows, several groups of them, one row
+MLPS = [((2, 3), 5, 7), ((4, 50), 40, 160), ((1100,), 16, 33), ((1,), 1, 1), ((3, 7, 11), 24, 64)]
+MAPS = [
+    ((2, 3), 5, (7,)),
+    ((4, 50), 40, (80, 80, 80)),
+    ((1100,), 16, (33, 10)),
+    ((1,), 1, (1, 2, 3)),
+    ((9, 9), 10, (40,)),
+]
+
+
+def drawn(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes]
+
+
+def both_passes(function: Callable[..., Any], inputs: list[Tensor]) -> list[Tensor]:
+    """Results, then gradients of a sum that weighs every number of them differently."""
+    inputs = [operand.detach().clone().requires_grad_() for operand in inputs]
+    results = function(*inputs)
+    results = results if isinstance(results, tuple) else (results,)
+    generator = torch.Generator().manual_seed(1)
+    weights = [torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y.dtype) for y in results]
+    return [*results, *torch.autograd.grad(results, inputs, weights)]
+
+
+def mlp_operands(tokens: tuple[int, ...], width: int, hidden: int) -> list[Tensor]:
+    return drawn((*tokens, width), (hidden, width), (width, hidden))
+
+
+def map_operands(tokens: tuple[int, ...], width: int, outputs: tuple[int, ...]) -> list[Tensor]:
+    return drawn((*tokens, width), *((size, width) for size in outputs))
+
+
+@pytest.mark.parametrize(("tokens", "width", "hidden"), MLPS)
+def test_mlp_in_float32_is_that_of_float64(tokens: tuple[int, ...], width: int, hidden: int) -> None:
+    operands = mlp_operands(tokens, width, hidden)
+    exact = both_passes(gelu_mlp, operands)
+    x, W_1, W_2 = (operand.numpy() for operand in operands)
+    np.testing.assert_allclose(exact[0].detach().numpy(), gelu(x @ W_1.T) @ W_2.T, rtol=1e-10, atol=1e-10)
+    for found, expected in zip(both_passes(gelu_mlp, [x.float() for x in operands]), exact, strict=True):
+        assert found.dtype == torch.float32
+        assert relative(found, expected) < ROUNDING
+
+
+@pytest.mark.parametrize(("tokens", "width", "outputs"), MAPS)
+def test_maps_in_float32_are_those_of_float64(tokens: tuple[int, ...], width: int, outputs: tuple[int, ...]) -> None:
+    operands = map_operands(tokens, width, outputs)
+    exact = both_passes(linear_maps, operands)
+    for y, weight in zip(exact, operands[1:], strict=False):
+        np.testing.assert_allclose(y.detach().numpy(), operands[0].numpy() @ weight.numpy().T, rtol=1e-10, atol=1e-10)
+    for found, expected in zip(both_passes(linear_maps, [x.float() for x in operands]), exact, strict=True):
+        assert found.dtype == torch.float32
+        assert relative(found, expected) < ROUNDING
+
+
+@needs_kernels
+def test_gelu_of_the_kernels_is_accurate_far_from_zero_and_near_it() -> None:
+    """The derivative too; far below zero, where torch's own has no digits left, the relative error stays as small."""
+    h = torch.cat([torch.linspace(-6, 6, 4001), torch.tensor([-30.0, -1e-30, 0, 1e-30, 30])])
+    one, x = torch.ones(1, 1), h[:, None].requires_grad_()
+    y = gelu_mlp(x, one, one)
+    (slope,) = torch.autograd.grad(y.sum(), x)
+    h = h.detach().double()
+    distribution = torch.erfc(-h / 2**0.5) / 2
+    expected = h * distribution
+    assert (y[:, 0] - expected).abs().max() < 4e-7
+    assert (slope[:, 0] - distribution - h * torch.exp(-(h**2) / 2) / (2 * torch.pi) ** 0.5).abs().max() < 4e-7
+    shown = (h.abs() <= 6) & (h != 0)
+    assert (y[:, 0] / expected - 1)[shown].abs().max() < 3e-6
+
+
+def test_numbers_that_are_not_finite_come_through() -> None:
+    x = torch.tensor([[torch.nan, 1.0], [torch.inf, 0.0], [1.0, 2.0]])
+    for function, weights in (
+        (gelu_mlp, [torch.eye(2), torch.eye(2)]),
+        (lambda *t: linear_maps(*t)[0], [torch.eye(2)]),
+    ):
+        y = function(x, *weights)
+        assert y[0].isnan().all()
+        assert not y[1].isfinite().all()
+        assert y[2].isfinite().all()
+
+
+class Counter:
+    """Counts the calls of native kernels, which still run."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.names: list[str] = []
+        kernel = dense.kernel
+
+        def counted(name: str, dtype: torch.dtype) -> Callable[..., Any]:
+            self.names.append(name)
+            return kernel(name, dtype)
+
+        monkeypatch.setattr(dense, "kernel", counted)
+
+
+@pytest.fixture
+def counter(monkeypatch: pytest.MonkeyPatch) -> Counter:
+    return Counter(monkeypatch)
+
+
+FUNCTIONS = [
+    pytest.param(gelu_mlp, gelu_mlp_product, mlp_operands((4, 10), 6, 9), "mlp", id="mlp"),
+    pytest.param(linear_maps, linear_maps_product, map_operands((4, 10), 6, (9, 6)), "maps", id="maps"),
+]
+
+
+@needs_kernels
+@pytest.mark.parametrize(("function", "in_torch", "operands", "name"), FUNCTIONS)
+def test_kernels_compute_both_passes_in_float32_alone(
+    function: Any, in_torch: Any, operands: list[Tensor], name: str, counter: Counter
+) -> None:
+    single = [x.float() for x in operands]
+    both_passes(function, operands)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        function(*single)
+    assert counter.names == []
+    both_passes(function, single)
+    assert counter.names == [f"{name}_forward", f"{name}_backward"]
+
+
+@pytest.mark.parametrize(("function", "in_torch", "operands", "name"), FUNCTIONS)
+def test_operands_may_lie_anywhere(function: Any, in_torch: Any, operands: list[Tensor], name: str) -> None:
+    single = [x.float() for x in operands]
+    expected = both_passes(in_torch, operands)
+    for scattered in (
+        [x.mT.contiguous().mT for x in single],
+        [torch.stack([x, x], dim=-1)[..., 0] for x in single],
+        [torch.cat([x, x], dim=-1)[..., : x.shape[-1]] for x in single],
+    ):
+        inputs = [x.detach().requires_grad_() for x in scattered]
+        results = function(*inputs)
+        results = results if isinstance(results, tuple) else (results,)
+        # gradients that are one number, expanded
+        gradients = torch.autograd.grad(sum(y.sum() for y in results), inputs)
+        for found, y in zip(results, expected, strict=False):
+            assert relative(found, y) < ROUNDING
+        by_torch = [x.detach().requires_grad_() for x in operands]
+        total = sum(y.sum() for y in in_torch(*by_torch))
+        for found, y in zip(gradients, torch.autograd.grad(total, by_torch), strict=True):
+            assert relative(found, y) < ROUNDING
+
+
+@pytest.mark.parametrize(("function", "in_torch", "operands", "name"), FUNCTIONS)
+def test_only_what_needs_a_gradient_gets_one(function: Any, in_torch: Any, operands: list[Tensor], name: str) -> None:
+    single = [x.float() for x in operands]
+    single[1].requires_grad_()
+    results = function(*single)
+    first = results[0] if isinstance(results, tuple) else results
+    (found,) = torch.autograd.grad(first.sum(), single[1:2])  # of two maps the other is not used
+    by_torch = [x.detach().requires_grad_() for x in operands]
+    (expected,) = torch.autograd.grad(in_torch(*by_torch)[0].sum(), by_torch[1:2])
+    assert relative(found, expected) < ROUNDING
+    assert not any(x.requires_grad for x in (single[0], *single[2:]))
+
+
+@pytest.mark.parametrize(("function", "in_torch", "operands", "name"), FUNCTIONS)
+def test_derivatives_of_derivatives_are_those_of_torch(
+    function: Any, in_torch: Any, operands: list[Tensor], name: str
+) -> None:
+    def twice(compute: Any, inputs: list[Tensor]) -> list[Tensor]:
+        inputs = [x.detach().requires_grad_() for x in inputs]
+        results = compute(*inputs)
+        total = sum(y.square().sum() for y in (results if isinstance(results, tuple) else (results,)))
+        first = torch.autograd.grad(total, inputs, create_graph=True)
+        return list(torch.autograd.grad(sum(x.square().sum() for x in first), inputs))
+
+    for found, expected in zip(twice(function, [x.float() for x in operands]), twice(in_torch, operands), strict=True):
+        assert relative(found, expected) < 10 * ROUNDING
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # torch's own use of it
+@pytest.mark.parametrize(("function", "in_torch", "operands", "name"), FUNCTIONS)
+def test_transforms_see_through(function: Any, in_torch: Any, operands: list[Tensor], name: str) -> None:
+    single = [x.float() for x in operands]
+
+    def first(compute: Any) -> Callable[..., Tensor]:
+        def value(*inputs: Tensor) -> Tensor:
+            results = compute(*inputs)
+            return results[0] if isinstance(results, tuple) else results
+
+        return value
+
+    expected = first(in_torch)(*single)
+    weights = (None,) * len(single[1:])
+    torch.testing.assert_close(torch.vmap(first(function), in_dims=(0, *weights))(*single), expected)
+    with torch.autograd.forward_ad.dual_level():
+        duals = [torch.autograd.forward_ad.make_dual(x, torch.ones_like(x)) for x in single]
+        tangents = [torch.autograd.forward_ad.unpack_dual(first(f)(*duals)).tangent for f in (function, in_torch)]
+        torch.testing.assert_close(*tangents)
+    # a batch of gradients at once, through the backward pass of the kernels
+    inputs = [x.detach().requires_grad_() for x in single]
+    y = first(function)(*inputs)
+    batch = torch.eye(y.numel()).reshape(-1, *y.shape)[:3]
+    found = torch.autograd.grad(y, inputs[:1], batch, is_grads_batched=True, retain_graph=True)[0]
+    one_by_one = torch.stack([torch.autograd.grad(y, inputs[:1], g, retain_graph=True)[0] for g in batch])
+    torch.testing.assert_close(found, one_by_one)
+
+
+@pytest.mark.parametrize(("function", "in_torch", "operands", "name"), FUNCTIONS)
+def test_no_tokens(function: Any, in_torch: Any, operands: list[Tensor], name: str) -> None:
+    x, *weights = (x.float() for x in operands)
+    results = both_passes(function, [x[:0], *weights])
+    assert results[0].shape == (0, *in_torch(x, *weights)[0].shape[1:])
+    assert all((gradient == 0).all() for gradient in results[-len(weights) :])
+
+
+@needs_kernels
+@pytest.mark.parametrize(("function", "in_torch", "operands", "name"), FUNCTIONS)
+def test_the_result_does_not_depend_on_the_number_of_threads(
+    function: Any, in_torch: Any, operands: list[Tensor], name: str
+) -> None:
+    x, *weights = (x.float() for x in operands)
+    inputs = [x.repeat(40, 1, 1), *weights]
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(both_passes(function, inputs))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.usefixtures("unchecked_shapes")
+def test_shapes_that_do_not_fit_are_named() -> None:
+    x, W_1, W_2 = torch.randn(2, 5), torch.randn(7, 5), torch.randn(5, 7)
+    with pytest.raises(InputError, match=r"W_1: got \(7,\).* of shape \[hidden, width\]"):
+        gelu_mlp(x, torch.randn(7), W_2)
+    with pytest.raises(InputError, match=r"x: got \(2, 4\).* of shape \[..., 5\]"):
+        gelu_mlp(torch.randn(2, 4), W_1, W_2)
+    with pytest.raises(InputError, match=r"W_2: got \(7, 5\).* of shape \[5, 7\]"):
+        gelu_mlp(x, W_1, W_1)
+    with pytest.raises(InputError, match=r"weights\[1\]: got \(5, 7\).* of shape \[outputs, width\] for x \(2, 5\)"):
+        linear_maps(x, W_1, W_2)
