@@ -47,6 +47,12 @@ inline Summand<part, negative, Element> from_column(Summand<part, negative, Elem
   return {summand.a, summand.b.from_column(column), summand.inner};
 }
 
+// Whether rows of so many columns end with a register or, where there are sixteen columns in one, with half of one
+template <class Layout>
+constexpr bool fills_registers(Index columns) {
+  return columns % (Layout::width == 16 ? 8 : Layout::width) == 0;
+}
+
 // A product of which half of the last registers would not be needed: widths of Transformers are not always multiples of
 // sixteen.
 template <class Layout, Into into, class Element, class... Summands>
@@ -60,6 +66,19 @@ inline void trimmed_product(Ahead& ahead, View<Element> c, Index rows, Index col
     }
   }
   product<Layout, into>(ahead, c, rows, columns, summands...);
+}
+
+// Rows of a matrix that a product writes, where they lie if it writes nothing beside them
+template <class Layout, class Element>
+inline View<Element> rows_to_write(Element* matrix, Index columns, Index row, View<Element> buffer) {
+  return fills_registers<Layout>(columns) ? View<Element>{matrix + row * columns, columns} : buffer;
+}
+
+// Has there what was written to the buffer instead.
+template <class Layout, class Element>
+inline void finish_rows(Element* matrix, Index columns, Index row, Index n, View<Element> written) {
+  if (!fills_registers<Layout>(columns))
+    copy_rows(matrix + row * columns, columns, written.data, written.rows, n, columns);
 }
 
 template <class Layout>
@@ -90,8 +109,9 @@ struct MapsForward {
       for (int m = 0; m < most_maps; ++m) ask_for_block(ahead, problem.y[m], outputs[m], row, n);
       ask_for_next_block(ahead, problem.x, width, row + n, problem.size.rows);
       for (int m = 0; m < most_maps; ++m) {
-        trimmed_product<Layout, Into::assign>(ahead, y[m], n, outputs[m], plus(x, constant(w_t[m]), width));
-        copy_rows(problem.y[m] + row * outputs[m], outputs[m], y[m].data, y[m].rows, n, outputs[m]);
+        const auto to = rows_to_write<Layout>(problem.y[m], outputs[m], row, y[m]);
+        trimmed_product<Layout, Into::assign>(ahead, to, n, outputs[m], plus(x, constant(w_t[m]), width));
+        finish_rows<Layout>(problem.y[m], outputs[m], row, n, to);
       }
     });
   }
@@ -130,14 +150,20 @@ struct MapsBackward {
       ask_for_next_block(ahead, problem.x, width, row + n, problem.size.rows);
       for (int m = 0; m < most_maps; ++m)
         ask_for_next_block(ahead, problem.g[m], outputs[m], row + n, problem.size.rows);
+      View<const Element> pulled[most_maps];
       for (int m = 0; m < most_maps; ++m) {
-        copy_rows(g[m].data, g[m].rows, problem.g[m] + row * outputs[m], outputs[m], n, outputs[m]);
-        product<Layout, Into::add>(ahead, dw_t[m], width, outputs[m], plus(x.transposed(), constant(g[m]), n));
+        pulled[m] = {problem.g[m] + row * outputs[m], outputs[m]};
+        if (outputs[m] % Layout::width != 0) {
+          copy_rows(g[m].data, g[m].rows, pulled[m].data, outputs[m], n, outputs[m]);
+          pulled[m] = constant(g[m]);
+        }
+        product<Layout, Into::add>(ahead, dw_t[m], width, outputs[m], plus(x.transposed(), pulled[m], n));
       }
-      trimmed_product<Layout, Into::assign>(ahead, dx, n, width, plus(constant(g[0]), constant(w[0]), outputs[0]),
-                                    plus(constant(g[1]), constant(w[1]), outputs[1]),
-                                    plus(constant(g[2]), constant(w[2]), outputs[2]));
-      copy_rows(problem.dx + row * width, width, dx.data, dx.rows, n, width);
+      const auto to = rows_to_write<Layout>(problem.dx, width, row, dx);
+      trimmed_product<Layout, Into::assign>(ahead, to, n, width, plus(pulled[0], constant(w[0]), outputs[0]),
+                                    plus(pulled[1], constant(w[1]), outputs[1]),
+                                    plus(pulled[2], constant(w[2]), outputs[2]));
+      finish_rows<Layout>(problem.dx, width, row, n, to);
     });
     float* to = problem.dweights + group * width * problem.size.all_outputs();
     for (int m = 0; m < most_maps; ++m) {
@@ -179,8 +205,9 @@ struct MlpForward {
           const auto value = load<Vector>(at);
           store(at, Vector(value * Normal<Vector>(value).distribution));
         }
-      trimmed_product<Layout, Into::assign>(ahead, y, n, width, plus(constant(hidden), constant(w_2_t), units));
-      copy_rows(problem.y + row * width, width, y.data, y.rows, n, width);
+      const auto to = rows_to_write<Layout>(problem.y, width, row, y);
+      trimmed_product<Layout, Into::assign>(ahead, to, n, width, plus(constant(hidden), constant(w_2_t), units));
+      finish_rows<Layout>(problem.y, width, row, n, to);
     });
   }
 };
@@ -230,8 +257,9 @@ struct MlpBackward {
         }
       product<Layout, Into::add>(ahead, dw_1_t, width, units, plus(x.transposed(), constant(pull), n));
       product<Layout, Into::add>(ahead, dw_2, width, units, plus(g.transposed(), constant(hidden), n));
-      trimmed_product<Layout, Into::assign>(ahead, dx, n, width, plus(constant(pull), constant(w_1), units));
-      copy_rows(problem.dx + row * width, width, dx.data, dx.rows, n, width);
+      const auto to = rows_to_write<Layout>(problem.dx, width, row, dx);
+      trimmed_product<Layout, Into::assign>(ahead, to, n, width, plus(constant(pull), constant(w_1), units));
+      finish_rows<Layout>(problem.dx, width, row, n, to);
     });
     float* const dweights = problem.dweights + group * 2 * width * units;
     copy_rows(dweights, units, dw_1_t.data, dw_1_t.rows, width, units);

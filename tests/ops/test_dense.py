@@ -32,6 +32,12 @@ MAPS = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def _few_tokens_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernels compute all of these small problems, which are otherwise left to torch."""
+    monkeypatch.setattr(dense, "_FEWEST_NATIVE", 1)
+
+
 def drawn(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float64) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
     return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes]
@@ -142,6 +148,16 @@ def test_kernels_compute_both_passes_in_float32_alone(
     assert counter.names == []
     both_passes(function, single)
     assert counter.names == [f"{name}_forward", f"{name}_backward"]
+
+
+@needs_kernels
+def test_few_tokens_and_large_matrices_are_left_to_torch(counter: Counter, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dense, "_FEWEST_NATIVE", 5)
+    linear_maps(torch.randn(2, 2, 3), torch.randn(4, 3))
+    linear_maps(torch.randn(5, 257), torch.randn(256, 257))
+    assert counter.names == []
+    linear_maps(torch.randn(5, 256), torch.randn(256, 256))
+    assert counter.names == ["maps_forward"]
 
 
 @pytest.mark.parametrize(("function", "in_torch", "operands", "name"), FUNCTIONS)
