@@ -53,8 +53,8 @@ constexpr bool fills_registers(Index columns) {
   return columns % (Layout::width == 16 ? 8 : Layout::width) == 0;
 }
 
-// A product of which half of the last registers would not be needed: widths of Transformers are not always multiples of
-// sixteen.
+// A product without the upper half of the last registers where no column needs it: widths of Transformers are not always
+// multiples of sixteen.
 template <class Layout, Into into, class Element, class... Summands>
 inline void trimmed_product(Ahead& ahead, View<Element> c, Index rows, Index columns, Summands... summands) {
   if constexpr (Layout::width == 16) {
@@ -68,13 +68,13 @@ inline void trimmed_product(Ahead& ahead, View<Element> c, Index rows, Index col
   product<Layout, into>(ahead, c, rows, columns, summands...);
 }
 
-// Rows of a matrix that a product writes, where they lie if it writes nothing beside them
+// Rows of a matrix that `trimmed_product` writes, where they lie if it writes nothing beside them
 template <class Layout, class Element>
 inline View<Element> rows_to_write(Element* matrix, Index columns, Index row, View<Element> buffer) {
   return fills_registers<Layout>(columns) ? View<Element>{matrix + row * columns, columns} : buffer;
 }
 
-// Has there what was written to the buffer instead.
+// Copies rows that were written to the buffer to where they belong.
 template <class Layout, class Element>
 inline void finish_rows(Element* matrix, Index columns, Index row, Index n, View<Element> written) {
   if (!fills_registers<Layout>(columns))
@@ -146,23 +146,24 @@ struct MapsBackward {
     each_block(problem.size.rows, group, [&](Index row, Index n) {
       const View<const Element> x{problem.x + row * width, width};
       ahead.finish();
-      ask_for_block(ahead, problem.dx, width, row, n);
+      if (problem.dx != nullptr) ask_for_block(ahead, problem.dx, width, row, n);
       ask_for_next_block(ahead, problem.x, width, row + n, problem.size.rows);
       for (int m = 0; m < most_maps; ++m)
         ask_for_next_block(ahead, problem.g[m], outputs[m], row + n, problem.size.rows);
       View<const Element> pulled[most_maps];
       for (int m = 0; m < most_maps; ++m) {
         pulled[m] = {problem.g[m] + row * outputs[m], outputs[m]};
-        if (outputs[m] % Layout::width != 0) {
+        if (!fills_registers<Layout>(outputs[m])) {
           copy_rows(g[m].data, g[m].rows, pulled[m].data, outputs[m], n, outputs[m]);
           pulled[m] = constant(g[m]);
         }
-        product<Layout, Into::add>(ahead, dw_t[m], width, outputs[m], plus(x.transposed(), pulled[m], n));
+        trimmed_product<Layout, Into::add>(ahead, dw_t[m], width, outputs[m], plus(x.transposed(), pulled[m], n));
       }
+      if (problem.dx == nullptr) return;
       const auto to = rows_to_write<Layout>(problem.dx, width, row, dx);
       trimmed_product<Layout, Into::assign>(ahead, to, n, width, plus(pulled[0], constant(w[0]), outputs[0]),
-                                    plus(pulled[1], constant(w[1]), outputs[1]),
-                                    plus(pulled[2], constant(w[2]), outputs[2]));
+                                            plus(pulled[1], constant(w[1]), outputs[1]),
+                                            plus(pulled[2], constant(w[2]), outputs[2]));
       finish_rows<Layout>(problem.dx, width, row, n, to);
     });
     float* to = problem.dweights + group * width * problem.size.all_outputs();

@@ -8,7 +8,7 @@ namespace mesascope {
 inline constexpr Index no_group = -1;
 
 // A kernel treats one group of heads or rows with `workspace` bytes of its own, aligned to 64 and, if it is `padded`, zero
-// before the first call; and it asks for the operands of the group that comes next.
+// before the first call; kernels of attention ask for the operands of the group that comes next.
 template <class Problem>
 struct Kernel {
   Index (*workspace)(const decltype(Problem::size)&);

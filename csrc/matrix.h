@@ -90,8 +90,8 @@ inline typename Layout::Vector inside(typename Layout::Vector values, Index row,
   }
 }
 
-// The same layout in registers of half the width, for tiles of which the other half lies outside of a triangle. Only for
-// registers that hold 16 columns: with fewer, whole registers of a chunk lie outside.
+// The same layout in registers of half the width, for tiles of which the other half lies outside of a triangle, or beyond
+// the last column. Only for registers that hold 16 columns: with fewer, whole registers of a chunk lie outside.
 template <class Layout>
 struct Halved : Layout {
   static constexpr int width = Layout::width / 2;

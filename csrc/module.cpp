@@ -295,8 +295,8 @@ std::vector<double> run_summing(const Kernel<Problem>& kernel, Problem& problem,
   return sums;
 }
 
-// to [columns, rows] = the transpose of from [rows, columns]; returns what comes after it
-const double* transposed(float* to, const double* from, Index rows, Index columns) {
+// to [columns, rows] = the transpose of from [rows, columns]; returns where that ends
+const double* put_transposed(float* to, const double* from, Index rows, Index columns) {
   for (Index i = 0; i < rows; ++i)
     for (Index j = 0; j < columns; ++j) to[j * rows + i] = float(*from++);
   return from;
@@ -325,7 +325,7 @@ void maps_forward(const RowsShape& shape, const Address<2>& x, const std::vector
   run_groups(active->maps_forward, problem, row_groups(problem.size.rows), threads);
 }
 
-void maps_backward(const RowsShape& shape, const Address<2>& x, const std::vector<Map>& maps, const Address<2>& dx,
+void maps_backward(const RowsShape& shape, const Address<2>& x, const std::vector<Map>& maps, const Optional<2>& dx,
                    const std::vector<Address<2>>& dw, int threads) {
   MapsProblem problem = maps_problem(shape, x, maps);
   problem.dx = pointer<float>(dx);
@@ -334,7 +334,7 @@ void maps_backward(const RowsShape& shape, const Address<2>& x, const std::vecto
   const auto sums = run_summing(active->maps_backward, problem, width * problem.size.all_outputs(), threads);
   const double* from = sums.data();
   for (std::size_t m = 0; m < dw.size(); ++m)
-    from = transposed(pointer<float>(dw[m]), from, width, problem.size.outputs[m]);
+    from = put_transposed(pointer<float>(dw[m]), from, width, problem.size.outputs[m]);
 }
 
 using MlpShape = std::array<Index, 3>;  // rows, width, hidden
@@ -362,7 +362,7 @@ void mlp_backward(const MlpShape& shape, const Address<2>& x, const Address<2>& 
   const auto [rows, width, hidden] = problem.size;
   nb::gil_scoped_release released;
   const auto sums = run_summing(active->mlp_backward, problem, 2 * width * hidden, threads);
-  const double* const of_w_2 = transposed(pointer<float>(dw_1), sums.data(), width, hidden);
+  const double* const of_w_2 = put_transposed(pointer<float>(dw_1), sums.data(), width, hidden);
   std::copy(of_w_2, of_w_2 + width * hidden, pointer<float>(dw_2));
 }
 

@@ -1,4 +1,4 @@
-// Groups of heads shared out among threads.
+// Groups of heads or rows shared out among threads.
 #pragma once
 
 #include <algorithm>

@@ -82,7 +82,7 @@ inline constexpr int most_maps = 3;
 
 struct MapsSizes {
   Index rows, width;
-  Index outputs[most_maps];  // zero from the first map on that there is not
+  Index outputs[most_maps];  // zero where there is no map
   Index all_outputs() const { return outputs[0] + outputs[1] + outputs[2]; }
 };
 
@@ -94,7 +94,7 @@ struct MapsProblem {
   Index w_rows[most_maps];
   float* y[most_maps];                // [rows, outputs[m]]
   const float* g[most_maps];          // backward: dL/dy
-  float* dx = nullptr;
+  float* dx = nullptr;                // or absent
   float* dweights = nullptr;          // of each group of rows: dW_m^T one after the other, [width, outputs[m]]
 };
 

@@ -345,10 +345,10 @@ void test_maps(const Table& table, const MapsSizes& size, int threads, Report& r
   MapsProblem problem{};
   problem.size = size, problem.x = x.data(), problem.dx = dx.data(), problem.dweights = parts.data();
   for (int m = 0; m < most_maps; ++m) {
-    problem.w_rows[m] = size.width + (m == 0 ? gap : 0);
+    if (size.outputs[m] > 0) problem.w_rows[m] = size.width + (m == 0 ? gap : 0);
     w.push_back(drawn(size.outputs[m], problem.w_rows[m])), g.push_back(drawn(size.rows, size.outputs[m]));
     y.push_back(unwritten(size.rows, size.outputs[m]));
-    problem.w[m] = w[m].data(), problem.g[m] = g[m].data(), problem.y[m] = y[m].data();
+    if (size.outputs[m] > 0) problem.w[m] = w[m].data(), problem.g[m] = g[m].data(), problem.y[m] = y[m].data();
   }
   run_rows(table.maps_forward, problem, threads);
   run_rows(table.maps_backward, problem, threads);
@@ -361,6 +361,9 @@ void test_maps(const Table& table, const MapsSizes& size, int threads, Report& r
     append(dweights, expected.dweights);
   }
   report.check("dx", dx, expected_dx), report.check("dw", summed(parts, groups, numbers), dweights);
+  problem.dx = nullptr;
+  run_rows(table.maps_backward, problem, threads);
+  report.check("dw alone", summed(parts, groups, numbers), dweights);
 }
 
 void test_mlp(const Table& table, const MlpSizes& size, int threads, Report& report) {
@@ -384,7 +387,7 @@ void test_dense(const Table& table, const std::string& name) {
   Report report{name, std::numeric_limits<float>::epsilon()};
   random_numbers.seed(0);
   for (const int threads : thread_counts) {
-    for (const MapsSizes& size : {MapsSizes{1, 1, {1, 0, 0}}, MapsSizes{33, 7, {5, 0, 9}}, MapsSizes{64, 16, {16, 32, 0}},
+    for (const MapsSizes& size : {MapsSizes{1, 1, {1, 0, 0}}, MapsSizes{33, 7, {5, 0, 9}}, MapsSizes{50, 13, {40, 0, 0}}, MapsSizes{64, 16, {16, 32, 0}},
                                   MapsSizes{700, 40, {80, 80, 80}}, MapsSizes{1025, 24, {10, 40, 17}}}) {
       report.place = "maps, " + name + ", " + std::to_string(size.rows) + " rows of " + std::to_string(size.width) +
                      ", " + std::to_string(threads) + " threads";

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import Tensor
 
 from mesascope.errors import InputError
@@ -210,6 +211,64 @@ def test_derivatives_of_derivatives_are_those_of_torch(
         assert relative(found, expected) < 10 * ROUNDING
 
 
+@pytest.mark.parametrize(("function", "in_torch", "operands", "name"), FUNCTIONS)
+def test_layers_may_share_weights(function: Any, in_torch: Any, operands: list[Tensor], name: str) -> None:
+    """Also where gradients are differentiated: the input of the second layer then depends on the weights."""
+    x, *weights = operands
+    weights[0] = torch.randn(9, 9, dtype=x.dtype) if name == "maps" else weights[0]
+
+    def first(compute: Any, *inputs: Tensor) -> Tensor:
+        result = compute(*inputs)
+        return result[0] if isinstance(result, tuple) else result
+
+    def gradients(compute: Any, inputs: list[Tensor]) -> list[Tensor]:
+        x, *weights = (operand.detach().clone().requires_grad_() for operand in inputs)
+        shared = [weights[0], weights[0]] if name == "maps" else weights
+        start = torch.nn.functional.pad(x, (0, 3)) if name == "maps" else x
+        y = first(compute, first(compute, start, *shared), *shared)
+        wanted = [x, weights[0]]
+        results = torch.autograd.grad(y.square().sum(), wanted, create_graph=True)
+        return [*results, *torch.autograd.grad(sum(g.square().sum() for g in results), wanted)]
+
+    expected = gradients(in_torch, [x, *weights])
+    for found, theirs in zip(gradients(function, [x.float(), *(w.float() for w in weights)]), expected, strict=True):
+        assert relative(found, theirs) < 10 * ROUNDING
+
+
+@pytest.mark.parametrize(("function", "in_torch", "operands", "name"), FUNCTIONS)
+def test_activations_may_be_computed_again(function: Any, in_torch: Any, operands: list[Tensor], name: str) -> None:
+    single = [x.float() for x in operands]
+
+    def checkpointed(*inputs: Tensor) -> Any:
+        return torch.utils.checkpoint.checkpoint(function, *inputs, use_reentrant=False)
+
+    for found, expected in zip(both_passes(checkpointed, single), both_passes(function, single), strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_maps_whose_result_is_not_used_have_no_gradient() -> None:
+    x, used, unused = (operand.float().requires_grad_() for operand in map_operands((4, 10), 6, (9, 6)))
+    with torch.no_grad():
+        unused[0, 0] = torch.inf
+    for create_graph in (False, True):
+        y, _ = linear_maps(x, used, unused)
+        dx, dused, dunused = torch.autograd.grad(
+            y.sum(), (x, used, unused), create_graph=create_graph, allow_unused=True
+        )
+        assert dunused is None
+        torch.testing.assert_close(dx, used.sum(0).expand_as(x))
+        torch.testing.assert_close(dused, x.sum((0, 1)).expand_as(used))
+
+
+def test_maps_may_be_frozen() -> None:
+    x, trained, frozen = (operand.float() for operand in map_operands((4, 10), 6, (9, 6)))
+    trained.requires_grad_()
+    for create_graph in (False, True):
+        y, z = linear_maps(x, trained, frozen)
+        (found,) = torch.autograd.grad(y.sum() + z.sum(), trained, create_graph=create_graph)
+        torch.testing.assert_close(found, x.sum((0, 1)).expand_as(trained))
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # torch's own use of it
 @pytest.mark.parametrize(("function", "in_torch", "operands", "name"), FUNCTIONS)
 def test_transforms_see_through(function: Any, in_torch: Any, operands: list[Tensor], name: str) -> None:
@@ -229,6 +288,15 @@ def test_transforms_see_through(function: Any, in_torch: Any, operands: list[Ten
         duals = [torch.autograd.forward_ad.make_dual(x, torch.ones_like(x)) for x in single]
         tangents = [torch.autograd.forward_ad.unpack_dual(first(f)(*duals)).tangent for f in (function, in_torch)]
         torch.testing.assert_close(*tangents)
+        # gradients that have a tangent
+        inputs = [x.detach().requires_grad_() for x in single]
+        slopes = []
+        for f in (function, in_torch):
+            y = first(f)(*inputs)
+            g = torch.autograd.forward_ad.make_dual(torch.ones_like(y), 2 * torch.ones_like(y))
+            (dx,) = torch.autograd.grad(y, inputs[:1], g)
+            slopes.append(torch.autograd.forward_ad.unpack_dual(dx).tangent)
+        torch.testing.assert_close(*slopes)
     # a batch of gradients at once, through the backward pass of the kernels
     inputs = [x.detach().requires_grad_() for x in single]
     y = first(function)(*inputs)

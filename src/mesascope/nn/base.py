@@ -99,9 +99,11 @@ class Attention(nn.Module, ABC):
         given = None if positions is None else tuple(positions.shape)
         allowed = "None, for position_dim is 0" if expected is None else f"of shape [T, position_dim] = {expected}"
         require(given == expected, "positions", given, allowed)
-        # W [x; p] = W_x x + W_p p, and the second part is the same for every sequence
-        q, k, v = linear_maps(x, self.W_Q[:, : self.width], self.W_K[:, : self.width], self.W_V)
-        if positions is not None:
+        if positions is None:
+            q, k, v = linear_maps(x, self.W_Q, self.W_K, self.W_V)
+        else:
+            # W [x; p] = W_x x + W_p p, and the second part is the same for every sequence
+            q, k, v = linear_maps(x, self.W_Q[:, : self.width], self.W_K[:, : self.width], self.W_V)
             of_q, of_k = linear_maps(positions, self.W_Q[:, self.width :], self.W_K[:, self.width :])
             q, k = q + of_q, k + of_k
         return tuple(operand.unflatten(-1, (self.num_heads, self.key_dim)) for operand in (q, k, v))

@@ -6,7 +6,7 @@ torch.compile, torch.func, autocast or a dispatch mode looks on, or matrices are
 derivatives are torch's.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -65,15 +65,15 @@ def gelu_mlp(
 
 
 def gelu_mlp_product(x: Tensor, W_1: Tensor, W_2: Tensor) -> tuple[Tensor, ...]:
-    """The same in torch, on any device; the only one of its results."""
+    """The same in torch, on any device; its result as a tuple of one."""
     hidden = torch.nn.functional.gelu(torch.nn.functional.linear(x, W_1))
     return (torch.nn.functional.linear(hidden, W_2),)
 
 
 def _natively(x: Tensor, *weights: Tensor) -> bool:
     return (
-        x.numel() >= _FEWEST_NATIVE * x.shape[-1]
-        and unobserved(x, *weights)
+        unobserved(x, *weights)
+        and x.numel() >= _FEWEST_NATIVE * x.shape[-1]
         and native_kernels() is not None
         and computable(x, *weights)
         and x.dtype == torch.float32
@@ -91,21 +91,26 @@ class _NativeMaps(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
         ctx.save_for_backward(x, *weights)
+        ctx.set_materialize_grads(False)  # a map that is not used has no gradient, not one of zeros
         results = tuple(uninitialised(x, (*x.shape[:-1], len(weight))) for weight in weights)
         _run_maps("maps_forward", x, weights, results)
         return results
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled() or not unobserved(*gradients):
-            return _differentiate(linear_maps_product, ctx, gradients)
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         x, *weights = ctx.saved_tensors
-        dx, dweights = uninitialised(x, x.shape), [uninitialised(x, weight.shape) for weight in weights]
-        _run_maps("maps_backward", x, weights, gradients, _rows(dx), [_rows(dweight) for dweight in dweights])
-        return dx, *dweights
+        used = [index for index, g in enumerate(gradients) if g is not None]
+        pulled = [g for g in gradients if g is not None]
+        if torch.is_grad_enabled() or not unobserved(*pulled):
+            return _differentiate(linear_maps_product, (x, *weights), gradients, ctx.needs_input_grad)
+        dx = uninitialised(x, x.shape) if ctx.needs_input_grad[0] else None
+        dweights = {index: uninitialised(x, weights[index].shape) for index in used}
+        results = None if dx is None else _rows(dx), [_rows(dweight) for dweight in dweights.values()]
+        _run_maps("maps_backward", x, [weights[index] for index in used], pulled, *results)
+        return dx, *(dweights.get(index) for index in range(len(weights)))
 
 
-def _run_maps(name: str, x: Tensor, weights: Any, outputs: Any, *results: Any) -> None:
+def _run_maps(name: str, x: Tensor, weights: Sequence[Tensor], outputs: Sequence[Tensor], *results: Any) -> None:
     rows, width = x.numel() // x.shape[-1], x.shape[-1]
     # named, so that copies live until the kernel has returned
     x, outputs = x.contiguous(), [output.contiguous() for output in outputs]
@@ -124,10 +129,11 @@ class _NativeMLP(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        inputs = ctx.saved_tensors
         if torch.is_grad_enabled() or not unobserved(*gradients):
-            return _differentiate(gelu_mlp_product, ctx, gradients)
-        results = tuple(uninitialised(operand, operand.shape) for operand in ctx.saved_tensors)
-        _run_mlp("mlp_backward", (*ctx.saved_tensors, *gradients), results)
+            return _differentiate(gelu_mlp_product, inputs, gradients, ctx.needs_input_grad)
+        results = tuple(uninitialised(operand, operand.shape) for operand in inputs)
+        _run_mlp("mlp_backward", (*inputs, *gradients), results)
         return results
 
 
@@ -141,12 +147,18 @@ def _run_mlp(name: str, inputs: tuple[Tensor, ...], results: tuple[Tensor, ...])
 
 
 def _differentiate(
-    function: Callable[..., tuple[Tensor, ...]], ctx: Any, gradients: tuple[Tensor, ...]
+    function: Callable[..., tuple[Tensor, ...]],
+    inputs: Sequence[Tensor],
+    gradients: Sequence[Tensor | None],
+    needed: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
     """By torch, for a derivative of the gradient and for gradients that are not in memory."""
-    create_graph, inputs = torch.is_grad_enabled(), ctx.saved_tensors
+    create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
-        outputs = function(*inputs)
-    wanted = [operand for operand, needed in zip(inputs, ctx.needs_input_grad, strict=True) if needed]
-    found = iter(torch.autograd.grad(outputs, wanted, gradients, create_graph=create_graph))
-    return tuple(next(found) if needed else None for needed in ctx.needs_input_grad)
+        aliases = [operand.view_as(operand) for operand in inputs]  # of which none has been computed from another
+        outputs = function(*aliases)
+    pairs = [(y, g) for y, g in zip(outputs, gradients, strict=True) if g is not None and y.requires_grad]
+    wanted = [alias for alias, need in zip(aliases, needed, strict=True) if need]
+    outputs, pulled = zip(*pairs, strict=True)
+    found = iter(torch.autograd.grad(outputs, wanted, pulled, create_graph=create_graph, allow_unused=True))
+    return tuple(next(found) if need else None for need in needed)

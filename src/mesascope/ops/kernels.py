@@ -76,12 +76,13 @@ def stored(tensor: Tensor) -> Tensor:
 def unobserved(*operands: Tensor) -> bool:
     """Whether kernels can be called directly, with the same effect as through an operator that torch knows.
 
-    Not where torch.compile, torch.jit, torch.func or a dispatch mode wants to see operators, nor where the dispatcher
-    has to bring operands into memory first.
+    Not where torch.compile, torch.jit, torch.func, forward-mode differentiation or a dispatch mode wants to see
+    operators, nor where the dispatcher has to bring operands into memory first.
     """
     return (
         not torch.compiler.is_compiling()
         and torch._C._get_tracing_state() is None
+        and torch.autograd.forward_ad._current_level < 0
         and not torch._C._are_functorch_transforms_active()
         and torch._C._len_torch_dispatch_stack() == 0
         and in_memory(*operands)
@@ -96,7 +97,7 @@ Address = tuple[int, ...]
 def kernel(name: str, dtype: torch.dtype) -> Callable[..., Any]:
     """A function of the compiled module for numbers of a dtype, for a caller that has asked whether there is one.
 
-    It takes the sizes `[B, T, H, D, Dv]` and the `address` of each tensor, all of them of this dtype.
+    It takes sizes, those of attention being `[B, T, H, D, Dv]`, and the `address` of each tensor, all of this dtype.
     """
     function: Callable[..., Any] = getattr(native_kernels(), name + _SUFFIX[dtype])
     return function
