@@ -21,8 +21,8 @@ def training_bytes(config: TrainingConfig) -> int:
     """Estimated peak memory of one training step, in bytes.
 
     The tensors that autograd keeps for a small batch are measured and scaled to the micro-batch; the backward pass
-    holds about as much again in gradients of activations. The sequences of a batch and of all tests come on top. Of so few
-    tokens torch computes the MLPs; native kernels, which may compute those of the training, keep less.
+    holds about as much again in gradients of activations. The sequences of a batch and of all tests come on top. The
+    MLPs of so few tokens are computed by torch; where native kernels compute those of the training, they keep less.
     """
     model = Transformer(config.model)
     sequences = config.task.sample(_PROBE_BATCH, torch.Generator().manual_seed(0))
