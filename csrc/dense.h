@@ -1,7 +1,7 @@
 // What a Transformer computes for each token alone: linear maps of rows, and its MLP, y = W_2 gelu(W_1 x).
 //
-// A few rows at a time, whose hidden layer stays in the cache. It is not kept for the way back but computed again, which
-// costs no more than to write and read it.
+// A few rows at a time, whose hidden layer stays in the cache. It is not kept for the way back but computed again, a tenth
+// of the backward pass.
 #pragma once
 
 #include "functions.h"

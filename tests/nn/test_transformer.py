@@ -22,6 +22,8 @@ from mesascope.nn import (
     UnitNorm,
     sinusoidal_positions,
 )
+from mesascope.ops import dense
+from mesascope.ops.kernels import native_kernels
 from mesascope.predictor import Predictor
 from mesascope.tasks import fully_observed_linear
 from oracles import transformer as oracle
@@ -195,6 +197,29 @@ def test_captured_activations_carry_gradients() -> None:
     (gradient,) = torch.autograd.grad(activation[:, 3].sum(), x)
     assert bool((gradient[:, :4] != 0).any())
     assert not bool(gradient[:, 4:].any())
+
+
+# not those where torch itself has larger errors in float32: a clip that rounding crosses, LayerNorm of few numbers
+@pytest.mark.parametrize("name", sorted(CONFIGS.keys() - {"clipped", "layer-normalised"}))
+def test_many_tokens_in_float32(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Enough for every native kernel there is, against torch in float64: predictions and all gradients."""
+    model = Transformer(CONFIGS[name])
+    tokens = torch.randn(260, 8, CONFIGS[name].token_dim, generator=torch.Generator().manual_seed(1))
+    calls: list[str] = []
+    kernel = dense.kernel
+    monkeypatch.setattr(dense, "kernel", lambda called, dtype: calls.append(called) or kernel(called, dtype))
+
+    def gradients(model: Transformer, tokens: Tensor) -> tuple[Tensor, ...]:
+        predictions = model(tokens)
+        weights = torch.randn(predictions.shape, generator=torch.Generator().manual_seed(2))
+        return predictions, *torch.autograd.grad((predictions * weights).sum(), list(model.parameters()))
+
+    found = gradients(model, tokens)
+    assert bool(calls) == (native_kernels() is not None)
+    calls.clear()
+    for ours, exact in zip(found, gradients(model.double(), tokens.double()), strict=True):
+        assert (ours - exact).norm() <= 1e-5 * exact.norm()
+    assert not calls
 
 
 def test_positions_reach_the_first_layer_only() -> None:
