@@ -17,23 +17,21 @@ using mesascope::MlpProblem;
 using mesascope::MlpSizes;
 using mesascope::most_maps;
 
-// Calls with the first row and the number of rows of every block of a group.
+// Calls with the first row of every block of a group, how many rows it has, and how many the block that follows it.
 template <class Visit>
 inline void each_block(Index rows, Index group, Visit visit) {
+  const auto count = [](Index left) { return left < block_rows ? left : block_rows; };
   const Index size = group_rows(rows), end = (group + 1) * size < rows ? (group + 1) * size : rows;
-  for (Index row = group * size; row < end; row += block_rows)
-    visit(row, end - row < block_rows ? end - row : block_rows);
+  for (Index row = group * size; row < end; row += block_rows) {
+    const Index n = count(end - row);
+    visit(row, n, count(rows - row - n));
+  }
 }
 
-// What of a matrix with so many columns is written with one block of rows, or read with the next one
+// The rows of a contiguous matrix from one on
 template <class T>
-inline void ask_for_block(Ahead& ahead, T* matrix, Index columns, Index row, Index n) {
-  ahead.add(matrix + row * columns, columns * Index(sizeof(T)) * n, 0, 1);
-}
-
-template <class T>
-inline void ask_for_next_block(Ahead& ahead, T* matrix, Index columns, Index row, Index rows) {
-  ask_for_block(ahead, matrix, columns, row, rows - row < block_rows ? rows - row : block_rows);
+inline View<T> rows_from(T* matrix, Index columns, Index row) {
+  return {matrix + row * columns, columns};
 }
 
 // Between matrices of whole registers and others
@@ -71,7 +69,7 @@ inline void trimmed_product(Ahead& ahead, View<Element> c, Index rows, Index col
 // Rows of a matrix that `trimmed_product` writes, where they lie if it writes nothing beside them
 template <class Layout, class Element>
 inline View<Element> rows_to_write(Element* matrix, Index columns, Index row, View<Element> buffer) {
-  return fills_registers<Layout>(columns) ? View<Element>{matrix + row * columns, columns} : buffer;
+  return fills_registers<Layout>(columns) ? rows_from(matrix, columns, row) : buffer;
 }
 
 // Copies rows that were written to the buffer to where they belong.
@@ -103,11 +101,11 @@ struct MapsForward {
     const Index* const outputs = problem.size.outputs;
     for (int m = 0; m < most_maps; ++m)
       transpose(w_t[m].data, w_t[m].rows, problem.w[m], problem.w_rows[m], outputs[m], width);
-    each_block(problem.size.rows, group, [&](Index row, Index n) {
-      const View<const Element> x{problem.x + row * width, width};
+    each_block(problem.size.rows, group, [&](Index row, Index n, Index next) {
+      const auto x = rows_from(problem.x, width, row);
       ahead.finish();
-      for (int m = 0; m < most_maps; ++m) ask_for_block(ahead, problem.y[m], outputs[m], row, n);
-      ask_for_next_block(ahead, problem.x, width, row + n, problem.size.rows);
+      for (int m = 0; m < most_maps; ++m) ask_for_matrix(ahead, rows_from(problem.y[m], outputs[m], row), n);
+      ask_for_matrix(ahead, rows_from(problem.x, width, row + n), next);
       for (int m = 0; m < most_maps; ++m) {
         const auto to = rows_to_write<Layout>(problem.y[m], outputs[m], row, y[m]);
         trimmed_product<Layout, Into::assign>(ahead, to, n, outputs[m], plus(x, constant(w_t[m]), width));
@@ -143,16 +141,16 @@ struct MapsBackward {
       copy_rows(w[m].data, w[m].rows, problem.w[m], problem.w_rows[m], outputs[m], width);
       clear<Layout>(dw_t[m], 0, width);
     }
-    each_block(problem.size.rows, group, [&](Index row, Index n) {
-      const View<const Element> x{problem.x + row * width, width};
+    each_block(problem.size.rows, group, [&](Index row, Index n, Index next) {
+      const auto x = rows_from(problem.x, width, row);
       ahead.finish();
-      if (problem.dx != nullptr) ask_for_block(ahead, problem.dx, width, row, n);
-      ask_for_next_block(ahead, problem.x, width, row + n, problem.size.rows);
+      if (problem.dx != nullptr) ask_for_matrix(ahead, rows_from(problem.dx, width, row), n);
+      ask_for_matrix(ahead, rows_from(problem.x, width, row + n), next);
       for (int m = 0; m < most_maps; ++m)
-        ask_for_next_block(ahead, problem.g[m], outputs[m], row + n, problem.size.rows);
+        ask_for_matrix(ahead, rows_from(problem.g[m], outputs[m], row + n), next);
       View<const Element> pulled[most_maps];
       for (int m = 0; m < most_maps; ++m) {
-        pulled[m] = {problem.g[m] + row * outputs[m], outputs[m]};
+        pulled[m] = rows_from(problem.g[m], outputs[m], row);
         if (!fills_registers<Layout>(outputs[m])) {
           copy_rows(g[m].data, g[m].rows, pulled[m].data, outputs[m], n, outputs[m]);
           pulled[m] = constant(g[m]);
@@ -168,7 +166,7 @@ struct MapsBackward {
     });
     float* to = problem.dweights + group * width * problem.size.all_outputs();
     for (int m = 0; m < most_maps; ++m) {
-      copy_rows(to, outputs[m], dw_t[m].data, dw_t[m].rows, width, outputs[m]);
+      transpose(to, width, dw_t[m].data, dw_t[m].rows, width, outputs[m]);
       to += width * outputs[m];
     }
   }
@@ -194,11 +192,11 @@ struct MlpForward {
     const Index width = problem.size.width, units = problem.size.hidden;
     transpose(w_1_t.data, w_1_t.rows, problem.w_1, width, units, width);
     transpose(w_2_t.data, w_2_t.rows, problem.w_2, units, width, units);
-    each_block(problem.size.rows, group, [&](Index row, Index n) {
-      const View<const Element> x{problem.x + row * width, width};
+    each_block(problem.size.rows, group, [&](Index row, Index n, Index next) {
+      const auto x = rows_from(problem.x, width, row);
       ahead.finish();
-      ask_for_block(ahead, problem.y, width, row, n);
-      ask_for_next_block(ahead, problem.x, width, row + n, problem.size.rows);
+      ask_for_matrix(ahead, rows_from(problem.y, width, row), n);
+      ask_for_matrix(ahead, rows_from(problem.x, width, row + n), next);
       product<Layout, Into::assign>(ahead, hidden, n, units, plus(x, constant(w_1_t), width));
       for (Index i = 0; i < n; ++i)
         for (Index j = 0; j < units; j += Layout::width) {
@@ -240,12 +238,12 @@ struct MlpBackward {
     copy_rows(w_2.data, w_2.rows, problem.w_2, units, width, units);
     clear<Layout>(dw_1_t, 0, width);
     clear<Layout>(dw_2, 0, width);
-    each_block(problem.size.rows, group, [&](Index row, Index n) {
-      const View<const Element> x{problem.x + row * width, width}, g{problem.g + row * width, width};
+    each_block(problem.size.rows, group, [&](Index row, Index n, Index next) {
+      const auto x = rows_from(problem.x, width, row), g = rows_from(problem.g, width, row);
       ahead.finish();
-      ask_for_block(ahead, problem.dx, width, row, n);
-      ask_for_next_block(ahead, problem.x, width, row + n, problem.size.rows);
-      ask_for_next_block(ahead, problem.g, width, row + n, problem.size.rows);
+      ask_for_matrix(ahead, rows_from(problem.dx, width, row), n);
+      ask_for_matrix(ahead, rows_from(problem.x, width, row + n), next);
+      ask_for_matrix(ahead, rows_from(problem.g, width, row + n), next);
       product<Layout, Into::assign>(ahead, hidden, n, units, plus(x, constant(w_1_t), width));
       product<Layout, Into::assign>(ahead, pull, n, units, plus(g, constant(w_2), width));
       for (Index i = 0; i < n; ++i)
@@ -263,7 +261,7 @@ struct MlpBackward {
       finish_rows<Layout>(problem.dx, width, row, n, to);
     });
     float* const dweights = problem.dweights + group * 2 * width * units;
-    copy_rows(dweights, units, dw_1_t.data, dw_1_t.rows, width, units);
+    transpose(dweights, width, dw_1_t.data, dw_1_t.rows, width, units);
     copy_rows(dweights + width * units, units, dw_2.data, dw_2.rows, width, units);
   }
 };

@@ -12,6 +12,7 @@
 #include <cmath>
 #include <limits>
 #include <memory>
+#include <numeric>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -281,25 +282,21 @@ Index mesa_saved_size(const Shape& shape, const std::string& layout) {
   return (size.all_heads() + set.heads_per_group - 1) / set.heads_per_group * set.saved(size);
 }
 
-// Runs a backward pass of which every group of rows leaves `numbers` numbers, and returns the sums of these.
+// Runs a backward pass of which every group of rows leaves gradients of weights, and puts the sums of these, one after the
+// other, into matrices of so many numbers.
 template <class Problem>
-std::vector<double> run_summing(const Kernel<Problem>& kernel, Problem& problem, Index numbers, int threads) {
+void run_summing(const Kernel<Problem>& kernel, Problem& problem, const std::vector<float*>& to,
+                 const std::vector<Index>& numbers, int threads) {
   const Index groups = row_groups(problem.size.rows);
-  const Borrowed parts(std::size_t(groups * numbers) * sizeof(float));
+  std::vector<double> sums(std::size_t(std::accumulate(numbers.begin(), numbers.end(), Index(0))));
+  const Borrowed parts(std::size_t(groups) * sums.size() * sizeof(float));
   problem.dweights = reinterpret_cast<float*>(parts.data());
   run_groups(kernel, problem, groups, threads);
-  std::vector<double> sums(static_cast<std::size_t>(numbers));
   const float* part = problem.dweights;
   for (Index group = 0; group < groups; ++group)
     for (double& sum : sums) sum += *part++;
-  return sums;
-}
-
-// to [columns, rows] = the transpose of from [rows, columns]; returns where that ends
-const double* put_transposed(float* to, const double* from, Index rows, Index columns) {
-  for (Index i = 0; i < rows; ++i)
-    for (Index j = 0; j < columns; ++j) to[j * rows + i] = float(*from++);
-  return from;
+  const double* from = sums.data();
+  for (std::size_t i = 0; i < to.size(); from += numbers[i++]) std::copy(from, from + numbers[i], to[i]);
 }
 
 using RowsShape = std::array<Index, 2>;  // rows, width
@@ -329,12 +326,14 @@ void maps_backward(const RowsShape& shape, const Address<2>& x, const std::vecto
                    const std::vector<Address<2>>& dw, int threads) {
   MapsProblem problem = maps_problem(shape, x, maps);
   problem.dx = pointer<float>(dx);
-  const Index width = problem.size.width;
+  std::vector<float*> to;
+  std::vector<Index> numbers;
+  for (std::size_t m = 0; m < dw.size(); ++m) {
+    to.push_back(pointer<float>(dw[m]));
+    numbers.push_back(problem.size.width * problem.size.outputs[m]);
+  }
   nb::gil_scoped_release released;
-  const auto sums = run_summing(active->maps_backward, problem, width * problem.size.all_outputs(), threads);
-  const double* from = sums.data();
-  for (std::size_t m = 0; m < dw.size(); ++m)
-    from = put_transposed(pointer<float>(dw[m]), from, width, problem.size.outputs[m]);
+  run_summing(active->maps_backward, problem, to, numbers, threads);
 }
 
 using MlpShape = std::array<Index, 3>;  // rows, width, hidden
@@ -359,11 +358,9 @@ void mlp_backward(const MlpShape& shape, const Address<2>& x, const Address<2>& 
                   int threads) {
   MlpProblem problem = mlp_problem(shape, x, w_1, w_2);
   problem.g = pointer<const float>(g), problem.dx = pointer<float>(dx);
-  const auto [rows, width, hidden] = problem.size;
+  const Index numbers = problem.size.width * problem.size.hidden;
   nb::gil_scoped_release released;
-  const auto sums = run_summing(active->mlp_backward, problem, 2 * width * hidden, threads);
-  const double* const of_w_2 = put_transposed(pointer<float>(dw_1), sums.data(), width, hidden);
-  std::copy(of_w_2, of_w_2 + width * hidden, pointer<float>(dw_2));
+  run_summing(active->mlp_backward, problem, {pointer<float>(dw_1), pointer<float>(dw_2)}, {numbers, numbers}, threads);
 }
 
 // A contiguous tensor of the pool, with whatever is in it

@@ -95,7 +95,7 @@ struct MapsProblem {
   float* y[most_maps];                // [rows, outputs[m]]
   const float* g[most_maps];          // backward: dL/dy
   float* dx = nullptr;                // or absent
-  float* dweights = nullptr;          // of each group of rows: dW_m^T one after the other, [width, outputs[m]]
+  float* dweights = nullptr;          // of each group of rows: dW_m one after the other
 };
 
 struct MlpSizes {
@@ -109,7 +109,7 @@ struct MlpProblem {
   float* y = nullptr;                 // [rows, width]
   const float* g = nullptr;           // backward: dL/dy
   float* dx = nullptr;
-  float* dweights = nullptr;          // of each group of rows: dW_1^T and dW_2, both [width, hidden]
+  float* dweights = nullptr;          // of each group of rows: dW_1, then dW_2
 };
 
 }  // namespace mesascope

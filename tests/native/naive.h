@@ -280,7 +280,7 @@ inline Vector row(const Matrix& a, Index i) {
   return Vector(a.data.begin() + i * a.columns, a.data.begin() + (i + 1) * a.columns);
 }
 
-// y, dx and the gradients of the weights, transposed where the kernels leave them so
+// y, dx and the gradients of the weights
 struct DenseResults {
   Vector y, dx, dweights;
 };
@@ -289,16 +289,16 @@ struct DenseResults {
 inline DenseResults naive_map(const mesascope::MapsProblem& problem, int m) {
   const Index rows = problem.size.rows, width = problem.size.width, outputs = problem.size.outputs[m];
   const Matrix x = matrix(problem.x, rows, width), g = matrix(problem.g[m], rows, outputs);
-  Matrix w(outputs, width), dw_t(width, outputs);
+  Matrix w(outputs, width), dw(outputs, width);
   for (Index i = 0; i < outputs; ++i)
     for (Index j = 0; j < width; ++j) w(i, j) = problem.w[m][i * problem.w_rows[m] + j];
   DenseResults results;
   for (Index i = 0; i < rows; ++i) {
     append(results.y, w.times(row(x, i)));
     append(results.dx, w.transposed().times(row(g, i)));
-    dw_t.add_outer(1, row(x, i), row(g, i));
+    dw.add_outer(1, row(g, i), row(x, i));
   }
-  results.dweights = dw_t.data;
+  results.dweights = dw.data;
   return results;
 }
 
@@ -306,7 +306,7 @@ inline DenseResults naive_mlp(const mesascope::MlpProblem& problem) {
   const auto [rows, width, hidden] = problem.size;
   const Matrix x = matrix(problem.x, rows, width), g = matrix(problem.g, rows, width);
   const Matrix w_1 = matrix(problem.w_1, hidden, width), w_2 = matrix(problem.w_2, width, hidden);
-  Matrix dw_1_t(width, hidden), dw_2(width, hidden);
+  Matrix dw_1(hidden, width), dw_2(width, hidden);
   DenseResults results;
   for (Index i = 0; i < rows; ++i) {
     Vector activation = w_1.times(row(x, i)), pull = w_2.transposed().times(row(g, i));
@@ -317,9 +317,9 @@ inline DenseResults naive_mlp(const mesascope::MlpProblem& problem) {
     }
     append(results.y, w_2.times(activation));
     append(results.dx, w_1.transposed().times(pull));
-    dw_1_t.add_outer(1, row(x, i), pull), dw_2.add_outer(1, row(g, i), activation);
+    dw_1.add_outer(1, pull, row(x, i)), dw_2.add_outer(1, row(g, i), activation);
   }
-  results.dweights = dw_1_t.data;
+  results.dweights = dw_1.data;
   append(results.dweights, dw_2.data);
   return results;
 }

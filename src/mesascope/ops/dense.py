@@ -31,8 +31,10 @@ def linear_maps(x: Float[Tensor, "*tokens width"], *weights: Float[Tensor, "_ wi
         InputError: the shapes do not fit.
     """
     for index, weight in enumerate(weights):
-        fits = weight.dim() == 2 and x.dim() > 0 and weight.shape[1] == x.shape[-1]
-        require(fits, f"weights[{index}]", tuple(weight.shape), f"of shape [outputs, width] for x {tuple(x.shape)}")
+        if weight.dim() != 2 or x.dim() == 0 or weight.shape[1] != x.shape[-1]:
+            require(
+                False, f"weights[{index}]", tuple(weight.shape), f"of shape [outputs, width] for x {tuple(x.shape)}"
+            )
     if len(weights) <= _MOST_MAPS and _natively(x, *weights):
         native: tuple[Tensor, ...] = _NativeMaps.apply(x, *weights)  # type: ignore[no-untyped-call]
         return native
@@ -54,10 +56,8 @@ def gelu_mlp(
     Raises:
         InputError: the shapes do not fit.
     """
-    require(W_1.dim() == 2, "W_1", tuple(W_1.shape), "of shape [hidden, width]")
-    hidden, width = W_1.shape
-    require(x.dim() > 0 and x.shape[-1] == width, "x", tuple(x.shape), f"of shape [..., {width}]")
-    require(W_2.shape == (width, hidden), "W_2", tuple(W_2.shape), f"of shape [{width}, {hidden}]")
+    if W_1.dim() != 2 or x.dim() == 0 or x.shape[-1] != W_1.shape[1] or W_2.shape != W_1.shape[::-1]:
+        _explain(x, W_1, W_2)
     if _natively(x, W_1, W_2):
         native: Tensor = _NativeMLP.apply(x, W_1, W_2)  # type: ignore[no-untyped-call]
         return native
@@ -68,6 +68,14 @@ def gelu_mlp_product(x: Tensor, W_1: Tensor, W_2: Tensor) -> tuple[Tensor, ...]:
     """The same in torch, on any device; its result as a tuple of one."""
     hidden = torch.nn.functional.gelu(torch.nn.functional.linear(x, W_1))
     return (torch.nn.functional.linear(hidden, W_2),)
+
+
+def _explain(x: Tensor, W_1: Tensor, W_2: Tensor) -> None:
+    """Raise the error of an MLP whose shapes do not fit; not on the way of others, which words would hold up."""
+    require(W_1.dim() == 2, "W_1", tuple(W_1.shape), "of shape [hidden, width]")
+    hidden, width = W_1.shape
+    require(x.dim() > 0 and x.shape[-1] == width, "x", tuple(x.shape), f"of shape [..., {width}]")
+    require(False, "W_2", tuple(W_2.shape), f"of shape [{width}, {hidden}]")
 
 
 def _natively(x: Tensor, *weights: Tensor) -> bool:
