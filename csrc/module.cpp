@@ -1,73 +1,24 @@
-// The Python module: takes tensors by address and strides, chooses the instruction set and the layout, releases the GIL.
+// The Python module: takes and returns tensors, chooses the instruction set and the layout, releases the GIL.
 #include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
-#include <nanobind/stl/array.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
-#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
 #include <array>
 #include <cmath>
 #include <limits>
-#include <memory>
 #include <numeric>
-#include <optional>
 #include <stdexcept>
 #include <string>
-#include <system_error>
-#include <tuple>
 #include <vector>
 
 #include "instruction_sets.h"
 #include "parallel.h"
-
-namespace nb = nanobind;
+#include "tensors.h"
 
 namespace mesascope {
 namespace {
-
-// A tensor: its address and its strides in numbers, which its caller keeps alive. To take DLPack capsules for all of them
-// took as long as a small problem.
-template <std::size_t dimensions>
-using Address = std::array<Index, 1 + dimensions>;
-template <std::size_t dimensions>
-using Optional = std::optional<Address<dimensions>>;
-using Shape = std::array<Index, 5>;  // B, T, H, D, Dv
-
-Sizes sizes(const Shape& shape) { return {shape[0], shape[1], shape[2], shape[3], shape[4]}; }
-
-// of a tensor that is contiguous
-template <class T, std::size_t numbers>
-T* pointer(const std::array<Index, numbers>& tensor) {
-  return reinterpret_cast<T*>(tensor[0]);
-}
-
-// the same, or absent
-template <class T, std::size_t numbers>
-T* pointer(const std::optional<std::array<Index, numbers>>& tensor) {
-  return tensor ? pointer<T>(*tensor) : nullptr;
-}
-
-// [B, T, H, D]
-template <class T>
-Operand<T> operand(const Address<4>& tensor) {
-  return {pointer<T>(tensor), tensor[1], tensor[2], tensor[3], tensor[4]};
-}
-
-// [B, T, H], or absent
-template <class T>
-Operand<T> token_operand(const Optional<3>& tensor) {
-  if (!tensor) return {};
-  return {pointer<T>(*tensor), (*tensor)[1], (*tensor)[2], (*tensor)[3], 0};
-}
-
-// [B, H, D]
-template <class T>
-Operand<T> head_operand(const Address<3>& tensor) {
-  return {pointer<T>(tensor), tensor[1], 0, tensor[2], tensor[3]};
-}
 
 const Table* best_table() {
   for (const InstructionSet& set : instruction_sets())
@@ -114,79 +65,167 @@ const KernelSet<T>& kernels(const Sizes& size, const std::string& layout) {
   return small && size.all_heads() >= lanes->heads_per_group / 2 ? *lanes : *columns;
 }
 
+template <class T>
+Index groups_of_heads(const KernelSet<T>& set, const Sizes& size) {
+  return (size.all_heads() + set.heads_per_group - 1) / set.heads_per_group;
+}
+
 template <class Problem, class T>
 void run(const Kernel<Problem>& kernel, const KernelSet<T>& set, const Problem& problem, int threads) {
-  const Index groups = (problem.size.all_heads() + set.heads_per_group - 1) / set.heads_per_group;
-  nb::gil_scoped_release released;
-  run_groups(kernel, problem, groups, threads);
+  const nb::gil_scoped_release released;
+  run_groups(kernel, problem, groups_of_heads(set, problem.size), threads);
+}
+
+// Calls a function with a number of the type that a tensor holds.
+template <class Function>
+auto by_dtype(const Tensor& tensor, Function function) {
+  return tensor.holds<double>() ? function(double()) : function(float());
+}
+
+// Whether queries, keys and values are [B, T, H, D], [B, T, H, D] with D > 0, and [B, T, H, Dv].
+bool fit(const Tensor& q, const Tensor& k, const Tensor& v) {
+  return k.dimensions() == 4 && v.dimensions() == 4 && k.size(3) > 0 && q.has_shape(k.shape()) &&
+         v.has_shape({k.size(0), k.size(1), k.size(2), v.size(3)});
+}
+
+Sizes sizes(const Tensor& k, const Tensor& v) {
+  return {k.size(0), k.size(1), k.size(2), k.size(3), v.size(3)};
+}
+
+// of a tensor [B, T, H, dim]
+template <class T>
+Operand<T> operand(const Tensor& tensor, const Sizes& size, Index dim) {
+  tensor.require_shape({size.batch, size.time, size.heads, dim});
+  return {tensor.data<T>(), tensor.stride(0), tensor.stride(1), tensor.stride(2), tensor.stride(3)};
+}
+
+// of a tensor [B, T, H], or absent
+template <class T>
+Operand<const T> token_operand(const MaybeTensor& tensor, const Sizes& size) {
+  if (!tensor) return {};
+  tensor->require_shape({size.batch, size.time, size.heads});
+  return {tensor->data<const T>(), tensor->stride(0), tensor->stride(1), tensor->stride(2), 0};
+}
+
+// Numbers of a contiguous tensor, or null
+template <class T>
+const T* contiguous(const MaybeTensor& tensor, const std::vector<Index>& shape) {
+  if (!tensor) return nullptr;
+  tensor->require_shape(shape);
+  return tensor->contiguous_data<const T>();
+}
+
+// Sizes, queries, keys and values of a problem
+template <class T, class Problem>
+void set_operands(Problem& problem, const Tensor& q, const Tensor& k, const Tensor& v) {
+  if (!fit(q, k, v)) throw std::invalid_argument("q, k, v: their shapes do not fit");
+  const Sizes size = problem.size = sizes(k, v);
+  problem.q = operand<const T>(q, size, size.dim), problem.k = operand<const T>(k, size, size.dim);
+  problem.v = operand<const T>(v, size, size.dim_v);
+}
+
+// A new tensor [B, T, H, dim], which a problem writes
+template <class T>
+nb::object written(Operand<T>& operand, const Sizes& size, Index dim) {
+  Result<T> made = result<T>({size.batch, size.time, size.heads, dim});
+  operand = {made.data, size.time * size.heads * dim, size.heads * dim, dim, 1};
+  return made.tensor;
+}
+
+// New tensors for the gradients of queries, keys and values, whose own gradient is g
+template <class T, class Problem>
+std::array<nb::object, 3> written_gradients(Problem& problem, const Tensor& g) {
+  const Sizes& size = problem.size;
+  problem.g = operand<const T>(g, size, size.dim_v);
+  return {written(problem.dq, size, size.dim), written(problem.dk, size, size.dim),
+          written(problem.dv, size, size.dim_v)};
+}
+
+nb::object linear_forward(const Tensor& q, const Tensor& k, const Tensor& v, const std::string& layout, int threads) {
+  return by_dtype(q, [&](auto number) {
+    using T = decltype(number);
+    LinearProblem<T> problem;
+    set_operands<T>(problem, q, k, v);
+    nb::object o = written(problem.o, problem.size, problem.size.dim_v);
+    const KernelSet<T>& set = kernels<T>(problem.size, layout);
+    run(set.linear_forward, set, problem, threads);
+    return o;
+  });
+}
+
+nb::tuple linear_backward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& g,
+                          const std::string& layout, int threads) {
+  return by_dtype(q, [&](auto number) {
+    using T = decltype(number);
+    LinearProblem<T> problem;
+    set_operands<T>(problem, q, k, v);
+    const auto [dq, dk, dv] = written_gradients<T>(problem, g);
+    const KernelSet<T>& set = kernels<T>(problem.size, layout);
+    run(set.linear_backward, set, problem, threads);
+    return nb::make_tuple(dq, dk, dv);
+  });
 }
 
 template <class T>
-void linear_forward(const Shape& shape, const Address<4>& q, const Address<4>& k, const Address<4>& v,
-                    const Address<4>& o, const std::string& layout, int threads) {
-  LinearProblem<T> problem;
-  problem.size = sizes(shape);
-  problem.q = operand<const T>(q), problem.k = operand<const T>(k), problem.v = operand<const T>(v);
-  problem.o = operand<T>(o);
-  const KernelSet<T>& set = kernels<T>(problem.size, layout);
-  run(set.linear_forward, set, problem, threads);
+std::vector<Index> normaliser_shape(const SoftmaxProblem<T>& problem) {
+  return {problem.size.batch, problem.size.heads, problem.size.time, 2};
 }
 
-template <class T>
-void linear_backward(const Shape& shape, const Address<4>& q, const Address<4>& k, const Address<4>& v,
-                     const Address<4>& g, const Address<4>& dq, const Address<4>& dk, const Address<4>& dv,
-                     const std::string& layout, int threads) {
-  LinearProblem<T> problem;
-  problem.size = sizes(shape);
-  problem.q = operand<const T>(q), problem.k = operand<const T>(k), problem.v = operand<const T>(v);
-  problem.g = operand<const T>(g);
-  problem.dq = operand<T>(dq), problem.dk = operand<T>(dk), problem.dv = operand<T>(dv);
-  const KernelSet<T>& set = kernels<T>(problem.size, layout);
-  run(set.linear_backward, set, problem, threads);
+// The output and what the backward pass needs
+nb::tuple softmax_forward(const Tensor& q, const Tensor& k, const Tensor& v, double scale, int threads) {
+  return by_dtype(q, [&](auto number) {
+    using T = decltype(number);
+    SoftmaxProblem<T> problem;
+    set_operands<T>(problem, q, k, v);
+    problem.scale = T(scale);
+    nb::object o = written(problem.o, problem.size, problem.size.dim_v);
+    const Result<T> normaliser = result<T>(normaliser_shape(problem));
+    problem.normaliser = normaliser.data;
+    const KernelSet<T>& set = kernels<T>(problem.size, "lanes");
+    run(set.softmax_forward, set, problem, threads);
+    return nb::make_tuple(o, normaliser.tensor);
+  });
 }
 
-template <class T>
-void softmax_forward(const Shape& shape, const Address<4>& q, const Address<4>& k, const Address<4>& v,
-                     const Address<4>& o, const Address<4>& normaliser, double scale, int threads) {
-  SoftmaxProblem<T> problem;
-  problem.size = sizes(shape), problem.scale = T(scale);
-  problem.q = operand<const T>(q), problem.k = operand<const T>(k), problem.v = operand<const T>(v);
-  problem.o = operand<T>(o), problem.normaliser = pointer<T>(normaliser);
-  const KernelSet<T>& set = kernels<T>(problem.size, "lanes");
-  run(set.softmax_forward, set, problem, threads);
-}
-
-template <class T>
-void softmax_backward(const Shape& shape, const Address<4>& q, const Address<4>& k, const Address<4>& v,
-                      const Address<4>& normaliser, const Address<4>& g, const Address<4>& dq, const Address<4>& dk,
-                      const Address<4>& dv, double scale, int threads) {
-  SoftmaxProblem<T> problem;
-  problem.size = sizes(shape), problem.scale = T(scale);
-  problem.q = operand<const T>(q), problem.k = operand<const T>(k), problem.v = operand<const T>(v);
-  problem.normaliser = pointer<T>(normaliser), problem.g = operand<const T>(g);
-  problem.dq = operand<T>(dq), problem.dk = operand<T>(dk), problem.dv = operand<T>(dv);
-  const KernelSet<T>& set = kernels<T>(problem.size, "lanes");
-  run(set.softmax_backward, set, problem, threads);
-}
-
-template <class T>
-MesaProblem<T> mesa_problem(const Shape& shape, const Address<4>& q, const Address<4>& k, const Address<4>& v,
-                            const Address<3>& ridge, const Optional<3>& write, const Optional<3>& log_forget,
-                            const Optional<4>& matrix, const Optional<4>& association, bool constant,
-                            const Optional<1>& saved) {
-  MesaProblem<T> problem;
-  problem.size = sizes(shape);
-  problem.q = operand<const T>(q), problem.k = operand<const T>(k), problem.v = operand<const T>(v);
-  problem.ridge = head_operand<const T>(ridge);
-  problem.write = token_operand<const T>(write), problem.log_forget = token_operand<const T>(log_forget);
-  problem.constant = constant;
-  problem.matrix = pointer<const T>(matrix), problem.association = pointer<const T>(association);
-  problem.saved = pointer<T>(saved);
-  return problem;
+nb::tuple softmax_backward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& normaliser,
+                           const Tensor& g, double scale, int threads) {
+  return by_dtype(q, [&](auto number) {
+    using T = decltype(number);
+    SoftmaxProblem<T> problem;
+    set_operands<T>(problem, q, k, v);
+    problem.scale = T(scale);
+    normaliser.require_shape(normaliser_shape(problem));
+    problem.normaliser = normaliser.contiguous_data<T>();
+    const auto [dq, dk, dv] = written_gradients<T>(problem, g);
+    const KernelSet<T>& set = kernels<T>(problem.size, "lanes");
+    run(set.softmax_backward, set, problem, threads);
+    return nb::make_tuple(dq, dk, dv);
+  });
 }
 
 // how many numbers there are along a dimension, which may be one number expanded
 Index different(Index stride, Index count) { return stride == 0 ? 1 : count; }
+
+// A ridge, or something of its shape, as [B, 1, H, D] with strides of 0 where one number serves all. What shapes there are
+// is decided in Python, by `ridge_axes`.
+template <class T>
+Operand<T> ridge_operand(const Tensor& ridge, T* data, const Sizes& size) {
+  const int dimensions = ridge.dimensions();
+  const auto stride = [&](int dimension, Index wanted) -> Index {
+    if (ridge.size(dimension) == 1) return 0;
+    if (ridge.size(dimension) != wanted) throw std::invalid_argument("ridge: its shape does not fit");
+    return ridge.stride(dimension);
+  };
+  switch (dimensions) {
+    case 0: return {data};
+    case 1: return {data, 0, 0, stride(0, size.heads), 0};
+    case 2:
+      if (ridge.has_shape({size.heads, size.dim})) return {data, 0, 0, stride(0, size.heads), stride(1, size.dim)};
+      return {data, stride(0, size.batch), 0, stride(1, size.heads), 0};
+    case 3: return {data, stride(0, size.batch), 0, stride(1, size.heads), stride(2, size.dim)};
+    default: throw std::invalid_argument("ridge: its shape does not fit");
+  }
+}
 
 // The smallest and the largest ridge, both NaN if one is; numbers that were only expanded are looked at once.
 template <class T>
@@ -235,51 +274,89 @@ std::array<T, 3> largest_evidence(const MesaProblem<T>& problem) {
   return found;
 }
 
-// The largest evidence, and the smallest and the largest ridge; with a ridge that is not allowed there is nothing else.
-template <class T>
-std::array<T, 5> mesa_forward(const Shape& shape, const Address<4>& q, const Address<4>& k, const Address<4>& v,
-                              const Address<3>& ridge, const Optional<3>& write, const Optional<3>& log_forget,
-                              const Optional<4>& matrix, const Optional<4>& association, bool constant,
-                              const Address<4>& o, const Address<3>& evidence, const Optional<1>& saved,
-                              const Optional<4>& final_matrix, const Optional<4>& final_association,
-                              const std::string& layout, int threads) {
-  MesaProblem<T> problem =
-      mesa_problem<T>(shape, q, k, v, ridge, write, log_forget, matrix, association, constant, saved);
-  problem.o = operand<T>(o), problem.evidence = head_operand<T>(evidence);
-  problem.final_matrix = pointer<T>(final_matrix), problem.final_association = pointer<T>(final_association);
-  const auto [smallest, largest] = extremes(problem.ridge, problem.size);
-  if (!(smallest > 0 && std::isfinite(largest))) return {0, 0, 0, smallest, largest};
-  const KernelSet<T>& set = kernels<T>(problem.size, layout);
-  run(set.mesa_forward, set, problem, threads);
-  const auto [total, gain, zero] = largest_evidence(problem);
-  return {total, gain, zero, smallest, largest};
-}
+// What both passes read but queries, keys, values and what is saved
+struct MesaOptions {
+  Tensor ridge;
+  MaybeTensor write, log_forget, matrix, association;
+  bool constant;
+};
 
 template <class T>
-void mesa_backward(const Shape& shape, const Address<4>& q, const Address<4>& k, const Address<4>& v,
-                   const Address<3>& ridge, const Optional<3>& write, const Optional<3>& log_forget,
-                   const Optional<4>& matrix, const Optional<4>& association, bool constant, const Optional<1>& saved,
-                   const Address<4>& g, const Address<4>& dq, const Address<4>& dk, const Address<4>& dv,
-                   const Optional<3>& dridge, const Optional<3>& dwrite, const Optional<3>& penalty,
-                   const Optional<4>& dassociation, const Optional<4>& pairs, const std::string& layout, int threads) {
-  MesaProblem<T> problem =
-      mesa_problem<T>(shape, q, k, v, ridge, write, log_forget, matrix, association, constant, saved);
-  problem.g = operand<const T>(g);
-  problem.dq = operand<T>(dq), problem.dk = operand<T>(dk), problem.dv = operand<T>(dv);
-  const Borrowed all_dridge(std::size_t(problem.size.all_heads() * problem.size.dim) * sizeof(T));
-  problem.dridge = reinterpret_cast<T*>(all_dridge.data());
-  problem.dwrite = token_operand<T>(dwrite), problem.penalty = token_operand<T>(penalty);
-  problem.dassociation = pointer<T>(dassociation), problem.pairs = pointer<T>(pairs);
-  const KernelSet<T>& set = kernels<T>(problem.size, layout);
-  run(set.mesa_backward, set, problem, threads);
-  if (dridge) sum_expanded(head_operand<T>(*dridge), problem.dridge, problem.size);
+MesaProblem<T> mesa_problem(const Tensor& q, const Tensor& k, const Tensor& v, const MesaOptions& options) {
+  MesaProblem<T> problem;
+  set_operands<T>(problem, q, k, v);
+  const Sizes& size = problem.size;
+  problem.ridge = ridge_operand(options.ridge, options.ridge.data<const T>(), size);
+  problem.write = token_operand<T>(options.write, size);
+  problem.log_forget = token_operand<T>(options.log_forget, size);
+  problem.constant = options.constant;
+  problem.matrix = contiguous<T>(options.matrix, {size.batch, size.heads, size.dim, size.dim});
+  problem.association = contiguous<T>(options.association, {size.batch, size.heads, size.dim_v, size.dim});
+  return problem;
 }
 
-template <class T>
-Index mesa_saved_size(const Shape& shape, const std::string& layout) {
-  const Sizes size = sizes(shape);
-  const KernelSet<T>& set = kernels<T>(size, layout);
-  return (size.all_heads() + set.heads_per_group - 1) / set.heads_per_group * set.saved(size);
+// The output, evidence, what is saved, the final matrix and association or None, and the largest of each kind of evidence
+// and the smallest and the largest ridge; with a ridge that is not allowed nothing is computed.
+nb::tuple mesa_forward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& ridge, const MaybeTensor& write,
+                       const MaybeTensor& log_forget, const MaybeTensor& matrix, const MaybeTensor& association,
+                       bool constant, bool save, bool final, const std::string& layout, int threads) {
+  return by_dtype(q, [&](auto number) {
+    using T = decltype(number);
+    auto problem = mesa_problem<T>(q, k, v, {ridge, write, log_forget, matrix, association, constant});
+    const Sizes& size = problem.size;
+    const KernelSet<T>& set = kernels<T>(size, layout);
+    nb::object o = written(problem.o, size, size.dim_v);
+    const Result<T> evidence = result<T>({size.batch, size.heads, 3});
+    problem.evidence = {evidence.data, size.heads * 3, 0, 3, 1};
+    Result<T> saved, final_matrix, final_association;
+    if (save) saved = result<T>({groups_of_heads(set, size) * set.saved(size)});
+    if (final) final_matrix = result<T>({size.batch, size.heads, size.dim, size.dim});
+    if (final) final_association = result<T>({size.batch, size.heads, size.dim_v, size.dim});
+    problem.saved = saved.data;
+    problem.final_matrix = final_matrix.data, problem.final_association = final_association.data;
+    const auto [smallest, largest] = extremes(problem.ridge, size);
+    std::array<T, 3> found{0, 0, 0};
+    if (smallest > 0 && std::isfinite(largest)) {
+      run(set.mesa_forward, set, problem, threads);
+      found = largest_evidence(problem);
+    }
+    return nb::make_tuple(o, saved.tensor, final_matrix.tensor, final_association.tensor, evidence.tensor, found[0],
+                          found[1], found[2], smallest, largest);
+  });
+}
+
+// The gradients of q, k, v, ridge and write; the penalty; the gradient of the association; pairs. None what is not needed.
+nb::tuple mesa_backward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& ridge,
+                        const MaybeTensor& write, const MaybeTensor& log_forget, const MaybeTensor& matrix,
+                        const MaybeTensor& association, bool constant, const Tensor& saved, const Tensor& g,
+                        const std::string& layout, int threads) {
+  return by_dtype(q, [&](auto number) {
+    using T = decltype(number);
+    auto problem = mesa_problem<T>(q, k, v, {ridge, write, log_forget, matrix, association, constant});
+    const Sizes& size = problem.size;
+    const KernelSet<T>& set = kernels<T>(size, layout);
+    saved.require_shape({groups_of_heads(set, size) * set.saved(size)});
+    problem.saved = saved.contiguous_data<T>();
+    const auto [dq, dk, dv] = written_gradients<T>(problem, g);
+    Result<T> dridge, dwrite, penalty, dassociation, pairs;
+    if (!matrix || constant) dridge = result<T>(ridge.shape());
+    if (write || log_forget) dwrite = result<T>({size.batch, size.time, size.heads});
+    if (constant) penalty = result<T>({size.batch, size.time, size.heads});
+    if (association) dassociation = result<T>(association->shape());
+    if (matrix) pairs = result<T>(matrix->shape());
+    const Index batch = size.time * size.heads;
+    problem.dwrite = {dwrite.data, batch, size.heads, 1, 0}, problem.penalty = {penalty.data, batch, size.heads, 1, 0};
+    problem.dassociation = dassociation.data, problem.pairs = pairs.data;
+    const Borrowed all_dridge(std::size_t(size.all_heads() * size.dim) * sizeof(T));
+    problem.dridge = reinterpret_cast<T*>(all_dridge.data());
+    run(set.mesa_backward, set, problem, threads);
+    if (dridge.data != nullptr) {
+      Tensor sums;
+      if (!sums.read(dridge.tensor)) throw std::logic_error("a result is not a tensor");
+      sum_expanded(ridge_operand(sums, dridge.data, size), problem.dridge, size);
+    }
+    return nb::make_tuple(dq, dk, dv, dridge.tensor, dwrite.tensor, penalty.tensor, dassociation.tensor, pairs.tensor);
+  });
 }
 
 // Runs a backward pass of which every group of rows leaves gradients of weights, and puts the sums of these, one after the
@@ -299,93 +376,125 @@ void run_summing(const Kernel<Problem>& kernel, Problem& problem, const std::vec
   for (std::size_t i = 0; i < to.size(); from += numbers[i++]) std::copy(from, from + numbers[i], to[i]);
 }
 
-using RowsShape = std::array<Index, 2>;  // rows, width
-// a map: how many outputs, W [outputs, width] and y, or its gradient, [rows, outputs]
-using Map = std::tuple<Index, Address<2>, Address<2>>;
+// The rows of a contiguous tensor [..., width], and their width
+std::array<Index, 2> rows_of(const Tensor& x) {
+  const Index width = x.size(x.dimensions() - 1);
+  return {x.numbers() / width, width};
+}
 
-MapsProblem maps_problem(const RowsShape& shape, const Address<2>& x, const std::vector<Map>& maps) {
-  if (maps.size() > most_maps) throw std::invalid_argument("maps: there are kernels for up to 3");
+// A matrix, or rows, of so many columns
+const Tensor& of_width(const Tensor& x, Index width) {
+  if (x.dimensions() == 0 || x.size(x.dimensions() - 1) != width) throw std::invalid_argument("rows: widths do not fit");
+  return x;
+}
+
+// y_m = W_m x or, in the backward pass, the gradients of y_m
+MapsProblem maps_problem(const Tensor& x, const std::vector<Tensor>& weights) {
+  if (weights.size() > most_maps) throw std::invalid_argument("maps: there are kernels for up to 3");
   MapsProblem problem{};
-  problem.size.rows = shape[0], problem.size.width = shape[1];
-  problem.x = pointer<const float>(x);
-  for (std::size_t m = 0; m < maps.size(); ++m) {
-    const auto& [outputs, w, y] = maps[m];
-    problem.size.outputs[m] = outputs, problem.w[m] = pointer<const float>(w), problem.w_rows[m] = w[1];
-    problem.y[m] = pointer<float>(y), problem.g[m] = problem.y[m];
+  const auto [rows, width] = rows_of(x);
+  problem.size.rows = rows, problem.size.width = width;
+  problem.x = x.contiguous_data<const float>();
+  for (std::size_t m = 0; m < weights.size(); ++m) {
+    const Tensor& w = of_width(weights[m], width);
+    if (w.dimensions() != 2) throw std::invalid_argument("weights: their shapes do not fit");
+    if (w.stride(1) != 1 && width > 1) throw std::invalid_argument("weights: their rows must be contiguous");
+    problem.size.outputs[m] = w.size(0), problem.w[m] = w.data<const float>(), problem.w_rows[m] = w.stride(0);
   }
   return problem;
 }
 
-void maps_forward(const RowsShape& shape, const Address<2>& x, const std::vector<Map>& maps, int threads) {
-  const MapsProblem problem = maps_problem(shape, x, maps);
-  nb::gil_scoped_release released;
-  run_groups(active->maps_forward, problem, row_groups(problem.size.rows), threads);
+nb::list maps_forward(const Tensor& x, const std::vector<Tensor>& weights, int threads) {
+  MapsProblem problem = maps_problem(x, weights);
+  nb::list results;
+  std::vector<Index> shape = x.shape();
+  for (std::size_t m = 0; m < weights.size(); ++m) {
+    shape.back() = problem.size.outputs[m];
+    const Result<float> y = result<float>(shape);
+    problem.y[m] = y.data;
+    results.append(y.tensor);
+  }
+  {
+    const nb::gil_scoped_release released;
+    run_groups(active->maps_forward, problem, row_groups(problem.size.rows), threads);
+  }
+  return results;
 }
 
-void maps_backward(const RowsShape& shape, const Address<2>& x, const std::vector<Map>& maps, const Optional<2>& dx,
-                   const std::vector<Address<2>>& dw, int threads) {
-  MapsProblem problem = maps_problem(shape, x, maps);
-  problem.dx = pointer<float>(dx);
+// The gradients of W_m, given those of y_m, and last that of x or None
+nb::list maps_backward(const Tensor& x, const std::vector<Tensor>& weights, const std::vector<Tensor>& g, bool needs_dx,
+                       int threads) {
+  MapsProblem problem = maps_problem(x, weights);
+  nb::list results;
   std::vector<float*> to;
   std::vector<Index> numbers;
-  for (std::size_t m = 0; m < dw.size(); ++m) {
-    to.push_back(pointer<float>(dw[m]));
-    numbers.push_back(problem.size.width * problem.size.outputs[m]);
+  for (std::size_t m = 0; m < weights.size(); ++m) {
+    const auto [outputs, width] = std::array{problem.size.outputs[m], problem.size.width};
+    if (g.at(m).numbers() != problem.size.rows * outputs) throw std::invalid_argument("g: its shape does not fit");
+    problem.g[m] = of_width(g[m], outputs).contiguous_data<const float>();
+    const Result<float> dw = result<float>({outputs, width});
+    to.push_back(dw.data), numbers.push_back(outputs * width);
+    results.append(dw.tensor);
   }
-  nb::gil_scoped_release released;
-  run_summing(active->maps_backward, problem, to, numbers, threads);
+  Result<float> dx;
+  if (needs_dx) dx = result<float>(x.shape());
+  problem.dx = dx.data;
+  results.append(dx.tensor);
+  {
+    const nb::gil_scoped_release released;
+    run_summing(active->maps_backward, problem, to, numbers, threads);
+  }
+  return results;
 }
 
-using MlpShape = std::array<Index, 3>;  // rows, width, hidden
-
-MlpProblem mlp_problem(const MlpShape& shape, const Address<2>& x, const Address<2>& w_1, const Address<2>& w_2) {
+MlpProblem mlp_problem(const Tensor& x, const Tensor& w_1, const Tensor& w_2) {
   MlpProblem problem;
-  problem.size = {shape[0], shape[1], shape[2]};
-  problem.x = pointer<const float>(x), problem.w_1 = pointer<const float>(w_1), problem.w_2 = pointer<const float>(w_2);
+  const auto [rows, width] = rows_of(x);
+  w_2.require_shape({width, w_1.size(0)}), w_1.require_shape({w_2.size(1), width});
+  problem.size = {rows, width, w_1.size(0)};
+  problem.x = x.contiguous_data<const float>();
+  problem.w_1 = w_1.contiguous_data<const float>(), problem.w_2 = w_2.contiguous_data<const float>();
   return problem;
 }
 
-void mlp_forward(const MlpShape& shape, const Address<2>& x, const Address<2>& w_1, const Address<2>& w_2,
-                 const Address<2>& y, int threads) {
-  MlpProblem problem = mlp_problem(shape, x, w_1, w_2);
-  problem.y = pointer<float>(y);
-  nb::gil_scoped_release released;
-  run_groups(active->mlp_forward, problem, row_groups(problem.size.rows), threads);
+nb::object mlp_forward(const Tensor& x, const Tensor& w_1, const Tensor& w_2, int threads) {
+  MlpProblem problem = mlp_problem(x, w_1, w_2);
+  const Result<float> y = result<float>(x.shape());
+  problem.y = y.data;
+  {
+    const nb::gil_scoped_release released;
+    run_groups(active->mlp_forward, problem, row_groups(problem.size.rows), threads);
+  }
+  return y.tensor;
 }
 
-void mlp_backward(const MlpShape& shape, const Address<2>& x, const Address<2>& w_1, const Address<2>& w_2,
-                  const Address<2>& g, const Address<2>& dx, const Address<2>& dw_1, const Address<2>& dw_2,
-                  int threads) {
-  MlpProblem problem = mlp_problem(shape, x, w_1, w_2);
-  problem.g = pointer<const float>(g), problem.dx = pointer<float>(dx);
+nb::tuple mlp_backward(const Tensor& x, const Tensor& w_1, const Tensor& w_2, const Tensor& g, int threads) {
+  MlpProblem problem = mlp_problem(x, w_1, w_2);
+  g.require_shape(x.shape());
+  problem.g = g.contiguous_data<const float>();
+  const Result<float> dx = result<float>(x.shape()), dw_1 = result<float>(w_1.shape()),
+                      dw_2 = result<float>(w_2.shape());
+  problem.dx = dx.data;
   const Index numbers = problem.size.width * problem.size.hidden;
-  nb::gil_scoped_release released;
-  run_summing(active->mlp_backward, problem, {pointer<float>(dw_1), pointer<float>(dw_2)}, {numbers, numbers}, threads);
+  {
+    const nb::gil_scoped_release released;
+    run_summing(active->mlp_backward, problem, {dw_1.data, dw_2.data}, {numbers, numbers}, threads);
+  }
+  return nb::make_tuple(dx.tensor, dw_1.tensor, dw_2.tensor);
 }
 
-// A contiguous tensor of the pool, with whatever is in it
-template <class T>
-nb::ndarray<nb::pytorch, T> recycled(const std::vector<std::size_t>& shape) {
-  std::size_t bytes = sizeof(T);
-  for (const std::size_t size : shape) bytes *= size;
-  auto memory = std::make_unique<Borrowed>(bytes);
-  const nb::capsule owner(memory.get(), [](void* borrowed) noexcept { delete static_cast<Borrowed*>(borrowed); });
-  return {memory.release()->data(), shape.size(), shape.data(), owner};
-}
-
-template <class T>
-void define(nb::module_& module, const std::string& number) {
-  const auto define = [&](const std::string& name, auto function, auto... arguments) {
-    module.def((name + "_" + number).c_str(), function, arguments...);
-  };
-  define("linear_forward", &linear_forward<T>);
-  define("linear_backward", &linear_backward<T>);
-  define("softmax_forward", &softmax_forward<T>);
-  define("softmax_backward", &softmax_backward<T>);
-  define("mesa_forward", &mesa_forward<T>);
-  define("mesa_backward", &mesa_backward<T>);
-  define("mesa_saved_size", &mesa_saved_size<T>);
-  define("recycled", &recycled<T>);
+// Whether all of these but None are plain tensors on the CPU with numbers in memory as they are: float32 or float64, the
+// same for all.
+bool takes(const nb::args& operands) {
+  MaybeTensor first;
+  for (const nb::handle operand : operands) {
+    if (operand.is_none()) continue;
+    Tensor tensor;
+    if (!Torch::get().plain(operand) || !tensor.read(operand) || !tensor.computable()) return false;
+    if (!first) first = tensor;
+    if (!tensor.same_dtype(*first) || nb::cast<bool>(operand.attr("is_neg")())) return false;
+  }
+  return true;
 }
 
 }  // namespace
@@ -393,12 +502,23 @@ void define(nb::module_& module, const std::string& number) {
 
 NB_MODULE(_kernels, module) {
   using namespace mesascope;
-  define<float>(module, "float32");
-  define<double>(module, "float64");
-  module.def("maps_forward_float32", &maps_forward);
-  module.def("maps_backward_float32", &maps_backward);
-  module.def("mlp_forward_float32", &mlp_forward);
-  module.def("mlp_backward_float32", &mlp_backward);
+  Torch::get();
+  module.def("takes", &takes);
+  module.def("fit", &fit);
+  module.def("linear_forward", &linear_forward);
+  module.def("linear_backward", &linear_backward);
+  module.def("softmax_forward", &softmax_forward);
+  module.def("softmax_backward", &softmax_backward);
+  constexpr auto maybe = [](const char* name) { return nb::arg(name).none(); };
+  const nb::arg q("q"), k("k"), v("v"), ridge("ridge"), constant("constant");
+  module.def("mesa_forward", &mesa_forward, q, k, v, ridge, maybe("write"), maybe("log_forget"), maybe("matrix"),
+             maybe("association"), constant, nb::arg("save"), nb::arg("final"), nb::arg("layout"), nb::arg("threads"));
+  module.def("mesa_backward", &mesa_backward, q, k, v, ridge, maybe("write"), maybe("log_forget"), maybe("matrix"),
+             maybe("association"), constant, nb::arg("saved"), nb::arg("g"), nb::arg("layout"), nb::arg("threads"));
+  module.def("maps_forward", &maps_forward);
+  module.def("maps_backward", &maps_backward);
+  module.def("mlp_forward", &mlp_forward);
+  module.def("mlp_backward", &mlp_backward);
   module.def("instruction_sets", &known_instruction_sets);
   module.def("instruction_set", &instruction_set);
   module.def("use_instruction_set", &use_instruction_set);

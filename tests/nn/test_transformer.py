@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from called_kernels import CalledKernels
 from mesascope.errors import InputError
 from mesascope.nn import (
     LayerNorm,
@@ -205,9 +206,7 @@ def test_many_tokens_in_float32(name: str, monkeypatch: pytest.MonkeyPatch) -> N
     """Enough for every native kernel there is, against torch in float64: predictions and all gradients."""
     model = Transformer(CONFIGS[name])
     tokens = torch.randn(260, 8, CONFIGS[name].token_dim, generator=torch.Generator().manual_seed(1))
-    calls: list[str] = []
-    kernel = dense.kernel
-    monkeypatch.setattr(dense, "kernel", lambda called, dtype: calls.append(called) or kernel(called, dtype))
+    calls = CalledKernels(monkeypatch, dense).names
 
     def gradients(model: Transformer, tokens: Tensor) -> tuple[Tensor, ...]:
         predictions = model(tokens)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mesascope.ops.kernels import native_kernels
 from mesascope.ops.linear import linear_attention_product
+from mesascope.ops.native import direct_linear_attention, direct_softmax_attention
 from mesascope.ops.softmax import softmax_attention_product
 
 from .fuzz_cases import KEYS, MEMORY, places
@@ -39,11 +40,9 @@ def operands(shape: tuple[int, ...], kind: str, seed: int) -> tuple[Tensor, ...]
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @given(shapes, keys, st.tuples(places, places, places), seeds)
 def test_linear(dtype: torch.dtype, shape: tuple[int, ...], kind: str, places: tuple[str, ...], seed: int) -> None:
-    from mesascope.ops.native import native_linear_attention
-
     inputs = operands(shape, kind, seed)
     exact = differentiate(linear_attention_product, inputs, places, seed)
-    found = differentiate(native_linear_attention, tuple(x.to(dtype) for x in inputs), places, seed)
+    found = differentiate(direct_linear_attention, tuple(x.to(dtype) for x in inputs), places, seed)
     for name, expected in exact.items():
         # sums of both signs may cancel: errors are relative to at least a thousandth of sizes multiplied
         assert bool(found[name].isfinite().all())
@@ -55,11 +54,9 @@ def test_linear(dtype: torch.dtype, shape: tuple[int, ...], kind: str, places: t
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @given(shapes, keys, st.tuples(places, places, places), seeds)
 def test_softmax(dtype: torch.dtype, shape: tuple[int, ...], kind: str, places: tuple[str, ...], seed: int) -> None:
-    from mesascope.ops.native import native_softmax_attention
-
     inputs = operands(shape, kind, seed)
     exact = differentiate(softmax_attention_product, inputs, places, seed)
-    found = differentiate(native_softmax_attention, tuple(x.to(dtype) for x in inputs), places, seed)
+    found = differentiate(direct_softmax_attention, tuple(x.to(dtype) for x in inputs), places, seed)
     largest = float(inputs[0].norm(dim=-1).amax() * inputs[1].norm(dim=-1).amax())
     # a logit has an absolute error of its size times the rounding, a weight and all that follows the same relative one
     allowed = torch.finfo(dtype).eps * (20 + 5 * largest)

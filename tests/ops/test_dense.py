@@ -9,6 +9,7 @@ import torch
 import torch.utils.checkpoint
 from torch import Tensor
 
+from called_kernels import CalledKernels
 from mesascope.errors import InputError
 from mesascope.ops import dense
 from mesascope.ops.dense import gelu_mlp, gelu_mlp_product, linear_maps, linear_maps_product
@@ -112,23 +113,9 @@ def test_numbers_that_are_not_finite_come_through() -> None:
         assert y[2].isfinite().all()
 
 
-class Counter:
-    """Counts the calls of native kernels, which still run."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.names: list[str] = []
-        kernel = dense.kernel
-
-        def counted(name: str, dtype: torch.dtype) -> Callable[..., Any]:
-            self.names.append(name)
-            return kernel(name, dtype)
-
-        monkeypatch.setattr(dense, "kernel", counted)
-
-
 @pytest.fixture
-def counter(monkeypatch: pytest.MonkeyPatch) -> Counter:
-    return Counter(monkeypatch)
+def called(monkeypatch: pytest.MonkeyPatch) -> CalledKernels:
+    return CalledKernels(monkeypatch, dense)
 
 
 FUNCTIONS = [
@@ -140,25 +127,27 @@ FUNCTIONS = [
 @needs_kernels
 @pytest.mark.parametrize(("function", "in_torch", "operands", "name"), FUNCTIONS)
 def test_kernels_compute_both_passes_in_float32_alone(
-    function: Any, in_torch: Any, operands: list[Tensor], name: str, counter: Counter
+    function: Any, in_torch: Any, operands: list[Tensor], name: str, called: CalledKernels
 ) -> None:
     single = [x.float() for x in operands]
     both_passes(function, operands)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         function(*single)
-    assert counter.names == []
+    assert called.names == []
     both_passes(function, single)
-    assert counter.names == [f"{name}_forward", f"{name}_backward"]
+    assert called.names == [f"{name}_forward", f"{name}_backward"]
 
 
 @needs_kernels
-def test_few_tokens_and_large_matrices_are_left_to_torch(counter: Counter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_tokens_and_large_matrices_are_left_to_torch(
+    called: CalledKernels, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(dense, "_FEWEST_NATIVE", 5)
     linear_maps(torch.randn(2, 2, 3), torch.randn(4, 3))
     linear_maps(torch.randn(5, 257), torch.randn(256, 257))
-    assert counter.names == []
+    assert called.names == []
     linear_maps(torch.randn(5, 256), torch.randn(256, 256))
-    assert counter.names == ["maps_forward"]
+    assert called.names == ["maps_forward"]
 
 
 @pytest.mark.parametrize(("function", "in_torch", "operands", "name"), FUNCTIONS)

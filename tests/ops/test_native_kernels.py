@@ -10,8 +10,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from called_kernels import CalledKernels
 from mesascope.ops import linear_attention, mesa_attention, native, softmax_attention
-from mesascope.ops.kernels import native_kernels, uninitialised
+from mesascope.ops.kernels import native_kernels
 from mesascope.ops.linear import linear_attention_product
 from mesascope.ops.mesa import native_operators, native_supports
 from mesascope.ops.mesa.case import Case as BackendCase
@@ -55,10 +56,9 @@ def test_the_best_instruction_set_is_chosen_and_none_that_the_processor_lacks() 
 
 def test_operators_refuse_tensors_of_several_dtypes() -> None:
     q, v = torch.randn(2, 5, 3, 4, dtype=torch.float64), torch.randn(2, 5, 3, 4)
-    with pytest.raises(TypeError, match=r"linear_forward: got tensors of .*float32.* all must be of one dtype"):
-        native.native_linear_attention(q, q, v)
-    with pytest.raises(TypeError, match=r"softmax_forward: got tensors of .*float32.* all must be of one dtype"):
-        native.native_softmax_attention(q, q, v)
+    for operator in (native.linear_attention_operator, native.softmax_attention_operator):
+        with pytest.raises(ValueError, match=r"tensors: all of them must be on the CPU and of one dtype"):
+            operator(q, q, v)
 
 
 class Observer(TorchDispatchMode):
@@ -184,18 +184,18 @@ def test_the_number_of_threads_changes_no_bit() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_memory_is_used_again_only_when_no_tensor_holds_it(dtype: torch.dtype) -> None:
-    like, shape = torch.zeros(1, dtype=dtype), (7, 100_003)
-    first = uninitialised(like, shape)
+    operands = [torch.randn(1, 100_003, 1, 7, dtype=dtype) for _ in range(3)]
+    first = linear_attention(*operands)
     assert first.dtype == dtype
-    assert first.shape == shape
+    assert first.shape == operands[0].shape
     assert first.is_contiguous()
-    address, part = first.data_ptr(), first[1:]
+    address, part = first.data_ptr(), first[:, 1:]
     del first
-    assert uninitialised(like, shape).data_ptr() != address
+    assert linear_attention(*operands).data_ptr() != address
     part.fill_(1)
     assert bool((part == 1).all())
     del part
-    assert uninitialised(like, shape).data_ptr() == address
+    assert linear_attention(*operands).data_ptr() == address
 
 
 def test_large_results_do_not_change_when_others_are_computed() -> None:
@@ -221,15 +221,12 @@ def test_softmax_with_logits_far_apart() -> None:
 
 
 @pytest.mark.parametrize(
-    ("time", "size", "native"),
+    ("time", "size", "kernel_used"),
     [(50, 20, True), (128, 128, True), (256, 64, True), (257, 64, False), (40, 200, False), (513, 20, False)],
 )
 def test_softmax_kernel_is_used_where_its_tokens_fit_the_cache(
-    time: int, size: int, native: bool, monkeypatch: pytest.MonkeyPatch
+    time: int, size: int, kernel_used: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mesascope.ops import native as operators
-
-    calls = []
-    monkeypatch.setattr(operators, "native_softmax_attention", lambda q, k, v: calls.append(1) or v)
+    called = CalledKernels(monkeypatch, native)
     softmax_attention(*torch.randn(3, 1, time, 4, size))
-    assert bool(calls) == native
+    assert called.names == ["softmax_forward"] * kernel_used

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mesascope.errors import require
-from mesascope.ops.kernels import Address, address, computable, kernel, native_kernels, uninitialised, unobserved
+from mesascope.ops.kernels import kernels, unobserved
 
 _FEWEST_NATIVE, _LARGEST_NATIVE = 2048, 2**16
 """From so many tokens on, and up to so many weights in a matrix, the native kernels were faster than torch: on an AMD
@@ -82,17 +82,10 @@ def _natively(x: Tensor, *weights: Tensor) -> bool:
     return (
         unobserved(x, *weights)
         and x.numel() >= _FEWEST_NATIVE * x.shape[-1]
-        and native_kernels() is not None
-        and computable(x, *weights)
         and x.dtype == torch.float32
-        and all(weight.numel() <= _LARGEST_NATIVE for weight in weights)
+        and all(0 < weight.numel() <= _LARGEST_NATIVE for weight in weights)
         and not torch.is_autocast_enabled("cpu")
     )
-
-
-def _rows(tensor: Tensor) -> Address:
-    """Where the rows of a contiguous tensor are."""
-    return address(tensor.view(-1, tensor.shape[-1]))
 
 
 class _NativeMaps(torch.autograd.Function):
@@ -100,9 +93,7 @@ class _NativeMaps(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
         ctx.save_for_backward(x, *weights)
         ctx.set_materialize_grads(False)  # a map that is not used has no gradient, not one of zeros
-        results = tuple(uninitialised(x, (*x.shape[:-1], len(weight))) for weight in weights)
-        _run_maps("maps_forward", x, weights, results)
-        return results
+        return tuple(kernels().maps_forward(x.contiguous(), _rows(weights), torch.get_num_threads()))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -111,28 +102,23 @@ class _NativeMaps(torch.autograd.Function):
         pulled = [g for g in gradients if g is not None]
         if torch.is_grad_enabled() or not unobserved(*pulled):
             return _differentiate(linear_maps_product, (x, *weights), gradients, ctx.needs_input_grad)
-        dx = uninitialised(x, x.shape) if ctx.needs_input_grad[0] else None
-        dweights = {index: uninitialised(x, weights[index].shape) for index in used}
-        results = None if dx is None else _rows(dx), [_rows(dweight) for dweight in dweights.values()]
-        _run_maps("maps_backward", x, [weights[index] for index in used], pulled, *results)
-        return dx, *(dweights.get(index) for index in range(len(weights)))
+        maps, pulled = _rows([weights[index] for index in used]), [g.contiguous() for g in pulled]
+        run, needs_dx, threads = kernels().maps_backward, ctx.needs_input_grad[0], torch.get_num_threads()
+        *dweights, dx = run(x.contiguous(), maps, pulled, needs_dx, threads)
+        of_maps = dict(zip(used, dweights, strict=True))
+        return dx, *(of_maps.get(index) for index in range(len(weights)))
 
 
-def _run_maps(name: str, x: Tensor, weights: Sequence[Tensor], outputs: Sequence[Tensor], *results: Any) -> None:
-    rows, width = x.numel() // x.shape[-1], x.shape[-1]
-    # named, so that copies live until the kernel has returned
-    x, outputs = x.contiguous(), [output.contiguous() for output in outputs]
-    weights = [weight if weight.stride(1) == 1 else weight.contiguous() for weight in weights]
-    maps = [(len(W), address(W), _rows(y)) for W, y in zip(weights, outputs, strict=True)]
-    kernel(name, x.dtype)((rows, width), _rows(x), maps, *results, torch.get_num_threads())
+def _rows(matrices: Sequence[Tensor]) -> list[Tensor]:
+    """Matrices whose rows lie anywhere, each in one piece."""
+    return [matrix if matrix.stride(1) == 1 else matrix.contiguous() for matrix in matrices]
 
 
 class _NativeMLP(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, W_1: Tensor, W_2: Tensor) -> Tensor:
         ctx.save_for_backward(x, W_1, W_2)
-        y = uninitialised(x, x.shape)
-        _run_mlp("mlp_forward", (x, W_1, W_2), (y,))
+        y: Tensor = kernels().mlp_forward(x.contiguous(), W_1.contiguous(), W_2.contiguous(), torch.get_num_threads())
         return y
 
     @staticmethod
@@ -140,18 +126,9 @@ class _NativeMLP(torch.autograd.Function):
         inputs = ctx.saved_tensors
         if torch.is_grad_enabled() or not unobserved(*gradients):
             return _differentiate(gelu_mlp_product, inputs, gradients, ctx.needs_input_grad)
-        results = tuple(uninitialised(operand, operand.shape) for operand in inputs)
-        _run_mlp("mlp_backward", (*inputs, *gradients), results)
-        return results
-
-
-def _run_mlp(name: str, inputs: tuple[Tensor, ...], results: tuple[Tensor, ...]) -> None:
-    x, W_1, *_ = inputs
-    hidden, width = W_1.shape
-    # named, so that copies live until the kernel has returned
-    operands = [operand.contiguous() for operand in inputs]
-    matrices = map(_rows, (*operands, *results))
-    kernel(name, x.dtype)((x.numel() // width, width, hidden), *matrices, torch.get_num_threads())
+        operands = [operand.contiguous() for operand in (*inputs, *gradients)]
+        found: tuple[Tensor, ...] = kernels().mlp_backward(*operands, torch.get_num_threads())
+        return found
 
 
 def _differentiate(

@@ -7,7 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mesascope.ops.kernels import computable, native_kernels, transforms
+from mesascope.ops.kernels import computable, native_kernels, transforms, unobserved
+from mesascope.ops.native import direct_linear_attention, linear_attention_operator
 from mesascope.ops.operands import check_shapes
 
 
@@ -33,11 +34,10 @@ def linear_attention(
         InputError: the shapes do not fit.
     """
     check_shapes(q, k, v)
+    if v.numel() > 0 and unobserved(q, k, v):
+        return direct_linear_attention(q, k, v)
     if native_kernels() is not None and computable(q, k, v):
-        from mesascope.ops.native import native_linear_attention
-
-        native: Tensor = native_linear_attention(q, k, v)
-        return native
+        return linear_attention_operator(q, k, v)
     if transforms():
         return (linear_attention_map(q, k) @ v.transpose(1, 2)).transpose(1, 2)
     return linear_attention_product(q, k, v)

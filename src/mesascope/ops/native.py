@@ -12,49 +12,56 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mesascope.ops.kernels import address, kernel, problem_shape, uninitialised, unobserved
+from mesascope.ops.kernels import kernels, unobserved
 from mesascope.ops.operators import Operator
 
 
-def native_linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal linear attention, `[B, T, H, D] -> [B, T, H, Dv]`."""
-    attend = _DirectLinear.apply if unobserved(q, k, v) else _linear
-    output: Tensor = attend(q, k, v)
+def direct_linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal linear attention of unobserved operands, `[B, T, H, D] -> [B, T, H, Dv]`."""
+    output: Tensor = _DirectLinear.apply(q, k, v)  # type: ignore[no-untyped-call]
     return output
 
 
-def native_softmax_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal softmax attention of short sequences, `[B, T, H, D] -> [B, T, H, Dv]`."""
-    if unobserved(q, k, v):
-        output: Tensor = _DirectSoftmax.apply(q, k, v)  # type: ignore[no-untyped-call]
-    else:
-        output = _softmax(q, k, v)[0]
+def linear_attention_operator(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The same of any operands that are computable."""
+    output: Tensor = _linear(q, k, v)
+    return output
+
+
+def direct_softmax_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal softmax attention of short sequences and unobserved operands, `[B, T, H, D] -> [B, T, H, Dv]`."""
+    output: Tensor = _DirectSoftmax.apply(q, k, v)  # type: ignore[no-untyped-call]
+    return output
+
+
+def softmax_attention_operator(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The same of any operands that are computable."""
+    output: Tensor = _softmax(q, k, v)[0]
     return output
 
 
 def _attend_linear(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    o = uninitialised(v, v.shape)
-    _run("linear_forward", (q, k, v, o), "auto")
+    o: Tensor = kernels().linear_forward(q, k, v, "auto", torch.get_num_threads())
     return o
 
 
 def _differentiate_linear(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    gradients = _gradient_buffers(q, k, v)
-    _run("linear_backward", (q, k, v, g, *gradients), "auto")
+    gradients: tuple[Tensor, Tensor, Tensor] = kernels().linear_backward(q, k, v, g, "auto", torch.get_num_threads())
     return gradients
 
 
 def _attend_softmax(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    o, normaliser = uninitialised(v, v.shape), uninitialised(q, _normaliser_shape(q))
-    _run("softmax_forward", (q, k, v, o, normaliser), 1 / math.sqrt(q.shape[-1]))
-    return o, normaliser
+    scale = 1 / math.sqrt(q.shape[-1])
+    result: tuple[Tensor, Tensor] = kernels().softmax_forward(q, k, v, scale, torch.get_num_threads())
+    return result
 
 
 def _differentiate_softmax(
     q: Tensor, k: Tensor, v: Tensor, normaliser: Tensor, g: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    gradients = _gradient_buffers(q, k, v)
-    _run("softmax_backward", (q, k, v, normaliser.contiguous(), g, *gradients), 1 / math.sqrt(q.shape[-1]))
+    normaliser, scale = normaliser.contiguous(), 1 / math.sqrt(q.shape[-1])
+    gradients: tuple[Tensor, Tensor, Tensor]
+    gradients = kernels().softmax_backward(q, k, v, normaliser, g, scale, torch.get_num_threads())
     return gradients
 
 
@@ -64,20 +71,9 @@ _softmax = Operator("softmax_attention", _attend_softmax)
 _softmax_backward = Operator("softmax_attention_backward", _differentiate_softmax)
 
 
-def _run(name: str, tensors: Sequence[Tensor], option: str | float) -> None:
-    q, _, v, *_ = tensors
-    if any(tensor.dtype != q.dtype for tensor in tensors):
-        raise TypeError(f"{name}: got tensors of {[tensor.dtype for tensor in tensors]}, but all must be of one dtype")
-    kernel(name, q.dtype)(problem_shape(q, v), *map(address, tensors), option, torch.get_num_threads())
-
-
 def _normaliser_shape(q: Tensor) -> tuple[int, ...]:
     batch, time, heads, _ = q.shape
     return batch, heads, time, 2
-
-
-def _gradient_buffers(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return uninitialised(q, q.shape), uninitialised(k, k.shape), uninitialised(v, v.shape)
 
 
 _linear.register_fake(lambda q, k, v: v.new_empty(v.shape))

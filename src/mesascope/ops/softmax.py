@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mesascope.ops.kernels import computable, native_kernels
+from mesascope.ops.kernels import computable, native_kernels, unobserved
+from mesascope.ops.native import direct_softmax_attention, softmax_attention_operator
 from mesascope.ops.operands import check_shapes
 
 _LONGEST_NATIVE, _LARGEST_NATIVE_HEAD, _LARGEST_NATIVE, _FEWEST_NATIVE_HEADS = 512, 128, 16_384, 4
@@ -36,10 +37,11 @@ def softmax_attention(
     batch, time, heads, size = q.shape
     largest = max(size, v.shape[-1])
     small = time <= _LONGEST_NATIVE and largest <= _LARGEST_NATIVE_HEAD and time * largest <= _LARGEST_NATIVE
-    if small and batch * heads >= _FEWEST_NATIVE_HEADS and native_kernels() is not None and computable(q, k, v):
-        from mesascope.ops.native import native_softmax_attention
-
-        return native_softmax_attention(q, k, v)
+    if small and batch * heads >= _FEWEST_NATIVE_HEADS:
+        if v.numel() > 0 and unobserved(q, k, v):
+            return direct_softmax_attention(q, k, v)
+        if native_kernels() is not None and computable(q, k, v):
+            return softmax_attention_operator(q, k, v)
     return softmax_attention_product(q, k, v)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mesascope.errors import InputError, require, suggest
-from mesascope.ops.kernels import transforms
+from mesascope.ops.kernels import readable, transformed, transforms
 from mesascope.ops.mesa.problem import Regularizer
 from mesascope.ops.operands import check_shapes
 
@@ -70,7 +70,10 @@ def prepare(
         if gate is not None:
             require(gate.shape == q.shape[:3], name, tuple(gate.shape), f"of shape [B, T, H] = {tuple(q.shape[:3])}")
     given = Operands(q, k, v, ridge, log_forget, write)
-    uniform = _check_types(given)
+    uniform = not transformed() and readable(*given)
+    if not uniform:
+        given = Operands(**{name: operand.resolve_neg() for name, operand in given.named().items()})
+        uniform = _check_types(given)
     ridge_axes(ridge, batch, heads, d)
     _check_gates(log_forget, write)
     dtype = compute_dtype(q.dtype)

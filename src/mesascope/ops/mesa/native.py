@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from mesascope.errors import InputError
-from mesascope.ops.kernels import computable, in_memory, native_kernels, stored
+from mesascope.ops.kernels import native_kernels, readable, transformed
 from mesascope.ops.mesa.case import Case
-from mesascope.ops.mesa.checks import check_finite, check_ridge, expand_ridge, tracing, without_copies
+from mesascope.ops.mesa.checks import check_finite, check_ridge, expand_ridge, without_copies
 from mesascope.ops.mesa.gated import remaining_at_end
 from mesascope.ops.mesa.native_operators import Evidence, Inputs, differentiable_mesa_forward, mesa_forward
 from mesascope.ops.mesa.portable import PORTABLE
@@ -30,8 +30,7 @@ def available() -> bool:
 def supports(case: Case) -> bool:
     """Whether the kernels compute this case: operands on the CPU whose values are known."""
     state = () if case.state is None else (case.state.matrix, case.state.association)
-    tensors = [x for x in (case.q, case.k, case.v, case.ridge, case.write, case.log_forget, *state) if x is not None]
-    return in_memory(*tensors) and computable(case.q, case.k) and not tracing()
+    return not transformed() and readable(case.q, case.k, case.v, case.ridge, case.write, case.log_forget, *state)
 
 
 @torch.no_grad()
@@ -144,8 +143,7 @@ def compute(case: Case) -> tuple[Tensor, MesaState | None]:
         # nothing is forgotten, so the ridge may as well be: H_0 = C_0 + ridge
         start = torch.linalg.inv(matrix.double() + torch.diag_embed(ridge.double())).to(k.dtype)
     start, association = (None if x is None else x.contiguous() for x in (start, association))
-    tensors = (q, k, v, ridge, write, log_forget, start, association)
-    inputs = Inputs._make([*(None if x is None else stored(x) for x in tensors), constant])
+    inputs = Inputs(q, k, v, ridge, write, log_forget, start, association, constant)
     tracked = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
     final_matrix = final_association = None
     if tracked:

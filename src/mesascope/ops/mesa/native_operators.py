@@ -9,17 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mesascope.ops.kernels import (
-    Address,
-    address,
-    kernel,
-    optional_address,
-    problem_shape,
-    recycled,
-    stored,
-    uninitialised,
-)
-from mesascope.ops.mesa.checks import check_ridge_range, ridge_axes
+from mesascope.ops.kernels import kernels, readable, stored
+from mesascope.ops.mesa.checks import check_ridge_range
 
 _LAYOUT = "auto"
 
@@ -46,21 +37,6 @@ class Inputs(NamedTuple):
     matrix: Tensor | None
     association: Tensor | None
     constant: bool
-
-    def arguments(self) -> tuple[Any, ...]:
-        """In the order of the kernels."""
-        q, k, v, ridge, *optional, constant = self
-        operands = (address(q), address(k), address(v), self.ridge_address(ridge), *map(optional_address, optional))
-        return (problem_shape(k, v), *operands, constant)
-
-    def ridge_address(self, ridge: Tensor) -> Address:
-        """Of the ridge or a gradient of its shape, as `[B, H, D]`: with strides of 0 where one number serves all."""
-        batch, _, heads, d = self.k.shape
-        strides = [
-            0 if axis is None or ridge.shape[axis] == 1 else ridge.stride(axis)
-            for axis in ridge_axes(ridge, batch, heads, d)
-        ]
-        return (ridge.data_ptr(), *strides)
 
 
 class Evidence(NamedTuple):
@@ -109,20 +85,15 @@ def differentiable_mesa_forward(inputs: Inputs) -> tuple[Tensor, Evidence]:
 
 
 def _run(inputs: Inputs, *, save: bool, final: bool) -> Results:
-    k, v = inputs.k, inputs.v
-    batch, _, heads, d, d_v = shape = problem_shape(k, v)
-    o, of_heads = uninitialised(v, v.shape), recycled(k, (batch, heads, 3))
-    optional = (
-        uninitialised(k, (kernel("mesa_saved_size", k.dtype)(shape, _LAYOUT),)) if save else None,
-        k.new_empty(batch, heads, d, d) if final else None,
-        k.new_empty(batch, heads, d_v, d) if final else None,
+    *tensors, of_heads, total, largest, zero, smallest_ridge, largest_ridge = kernels().mesa_forward(
+        *inputs, save, final, _LAYOUT, torch.get_num_threads()
     )
-    results = (address(o), address(of_heads), *map(optional_address, optional))
-    found = kernel("mesa_forward", k.dtype)(*inputs.arguments(), *results, _LAYOUT, torch.get_num_threads())
-    evidence = Evidence(of_heads, *found)
     # nothing was computed if there is an error
-    check_ridge_range(evidence.smallest_ridge, evidence.largest_ridge)
-    return Results(o, evidence, *optional)
+    check_ridge_range(smallest_ridge, largest_ridge)
+    o, saved, matrix, association = tensors
+    return Results(
+        o, Evidence(of_heads, total, largest, zero, smallest_ridge, largest_ridge), saved, matrix, association
+    )
 
 
 class _Gradients(NamedTuple):
@@ -143,27 +114,6 @@ class _Gradients(NamedTuple):
     penalty: Tensor | None
     association: Tensor | None
     pairs: Tensor | None
-
-
-def _run_backward(inputs: Inputs, saved: Tensor, g: Tensor) -> _Gradients:
-    q, k, v, ridge, write, log_forget, matrix, association, constant = inputs
-    gated = write is not None or log_forget is not None
-    gradients = _Gradients(
-        uninitialised(q, q.shape),
-        uninitialised(k, k.shape),
-        uninitialised(v, v.shape),
-        recycled(k, ridge.shape) if matrix is None or constant else None,
-        k.new_empty(k.shape[:3]) if gated else None,
-        k.new_empty(k.shape[:3]) if constant else None,
-        None if association is None else k.new_empty(association.shape),
-        None if matrix is None else k.new_empty(matrix.shape),
-    )
-    large, dridge, optional = gradients[:3], gradients.ridge, gradients[4:]
-    results = (*map(address, large), None if dridge is None else inputs.ridge_address(dridge))
-    run = kernel("mesa_backward", k.dtype)
-    addresses = (address(saved), address(g), *results, *map(optional_address, optional))
-    run(*inputs.arguments(), *addresses, _LAYOUT, torch.get_num_threads())
-    return gradients
 
 
 class _MesaAttention(torch.autograd.Function):
@@ -200,8 +150,9 @@ class _MesaGradients(torch.autograd.Function):
 
 
 def _backward(inputs: Inputs, saved: Tensor, o: Tensor, g: Tensor) -> tuple[Tensor | None, ...]:
-    g = stored(g)
-    found = _run_backward(inputs, saved, g)
+    if not readable(g):
+        g = stored(g)
+    found = _Gradients(*kernels().mesa_backward(*inputs, saved, g, _LAYOUT, torch.get_num_threads()))
     dforget = None if inputs.log_forget is None else _forget_gradient(inputs, found, o, g)
     dmatrix = None if inputs.matrix is None else _matrix_gradient(inputs, found)
     dwrite = None if inputs.write is None else found.write

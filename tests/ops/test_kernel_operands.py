@@ -1,0 +1,116 @@
+"""What the compiled module takes for a tensor, and that it reads nothing that is not there."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from mesascope.ops.kernels import fitting, kernels, native_kernels, readable
+
+pytestmark = pytest.mark.skipif(native_kernels() is None, reason="this run is without compiled kernels")
+
+
+class Wrapped(Tensor):
+    """A tensor of another class, which may change what torch does with it."""
+
+
+def fake(*shape: int) -> Tensor:
+    with FakeTensorMode():
+        return torch.empty(shape)
+
+
+READABLE = {
+    "float32": torch.ones(2, 3),
+    "float64": torch.ones(2, 3, dtype=torch.float64),
+    "a parameter": torch.nn.Parameter(torch.ones(3)),
+    "a view with other strides": torch.ones(4, 6).T[::2, 1:],
+    "an expanded one": torch.ones(1, 3).expand(5, 3),
+    "a number": torch.tensor(1.0),
+    "without numbers": torch.ones(2, 0),
+}
+UNREADABLE = {
+    "half precision": torch.ones(2, 3, dtype=torch.bfloat16),
+    "integers": torch.ones(2, 3, dtype=torch.int64),
+    "complex numbers": torch.ones(2, 3, dtype=torch.complex64),
+    "another device": torch.ones(2, 3, device="meta"),
+    "a negated view": torch.ones(3, dtype=torch.complex64).conj().imag,
+    "known to be zero": torch._efficientzerotensor((2, 3)),
+    "sparse": torch.ones(2, 3).to_sparse(),
+    "a fake one": fake(2, 3),
+    "another class": Wrapped(torch.ones(2, 3)),
+}
+
+
+@pytest.mark.parametrize("name", READABLE)
+def test_plain_tensors_are_read_and_none_is_passed_over(name: str) -> None:
+    assert readable(READABLE[name])
+    assert readable(None, READABLE[name], None)
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_others_are_not(name: str) -> None:
+    assert not readable(UNREADABLE[name])
+    assert not readable(torch.ones(2), UNREADABLE[name])
+
+
+def test_two_dtypes_are_not() -> None:
+    assert not readable(READABLE["float32"], READABLE["float64"])
+
+
+def test_tensors_inside_of_transforms_are_not() -> None:
+    seen = []
+
+    def note(x: Tensor) -> Tensor:
+        seen.append(readable(x))
+        return x.sum()
+
+    torch.vmap(note)(torch.ones(2, 3))
+    torch.func.grad(note)(torch.ones(2, 3))
+    assert seen == [False, False]
+
+
+def test_shapes_that_fit() -> None:
+    q, v = torch.ones(2, 5, 3, 4), torch.ones(2, 5, 3, 6)
+    assert fitting(q, q, v)
+    assert fitting(q[:, :0], q[:, :0], v[:, :0])
+    for other in (q[..., :2], q[:1], q[0], torch.ones(4)):
+        assert not fitting(other, q, v)
+        assert not fitting(q, other, v)
+    for values in (v[:, :4], v[0], torch.ones(6)):
+        assert not fitting(q, q, values)
+    assert not fitting(q[..., :0], q[..., :0], v)
+
+
+def test_kernels_refuse_what_would_lie_beyond_a_tensor() -> None:
+    run, q = kernels(), torch.ones(2, 5, 3, 4)
+    ridge, short, other_dtype = torch.ones(3), torch.ones(2, 4, 3, 4), q.double()
+    nothing = (None, None, None, None)
+    o, saved, *_ = run.mesa_forward(q, q, q, ridge, *nothing, False, True, False, "auto", 1)
+    _, normaliser = run.softmax_forward(q, q, q, 0.5, 1)
+    x, W = torch.ones(7, 4), torch.ones(6, 4)
+    refused = [
+        (run.linear_forward, (q, q, short, "auto", 1)),
+        (run.linear_forward, (q, q, q[0], "auto", 1)),
+        (run.linear_forward, (q, q, other_dtype, "auto", 1)),
+        (run.linear_backward, (q, q, q, short, "auto", 1)),
+        (run.softmax_backward, (q, q, q, normaliser[..., :1], q, 0.5, 1)),
+        (run.softmax_backward, (q, q, q, normaliser.transpose(1, 2).contiguous().transpose(1, 2), q, 0.5, 1)),
+        (run.mesa_forward, (q, q, q, ridge, short[..., 0], None, None, None, False, True, False, "auto", 1)),
+        (run.mesa_forward, (q, q, q, ridge, None, None, torch.ones(2, 3, 4, 3), None, False, True, False, "auto", 1)),
+        (run.mesa_forward, (q, q, q, torch.ones(2), *nothing, False, True, False, "auto", 1)),
+        (run.mesa_forward, (q, q, q, torch.ones(1, 2, 4), *nothing, False, True, False, "auto", 1)),
+        (run.mesa_backward, (q, q, q, ridge, *nothing, False, saved[1:], o, "auto", 1)),
+        (run.maps_forward, (x, [W[:, :3].contiguous()], 1)),
+        (run.maps_forward, (x.T, [torch.ones(6, 7)], 1)),
+        (run.maps_backward, (x, [W], [torch.ones(6, 6)], True, 1)),
+        (run.maps_forward, (x, [W] * 4, 1)),
+        (run.mlp_forward, (x, W, W, 1)),
+        (run.mlp_backward, (x, W, W.T.contiguous(), torch.ones(6, 4), 1)),
+        (run.mlp_forward, (x.double(), W, W.T.contiguous(), 1)),
+    ]
+    for function, arguments in refused:
+        with pytest.raises(ValueError, match=r"fit|one dtype|contiguous|up to 3"):
+            function(*arguments)
+    for elsewhere in (fake(2, 5, 3, 4), q.to("meta")):
+        with pytest.raises((TypeError, ValueError), match=r"incompatible function arguments|on the CPU"):
+            run.linear_forward(q, q, elsewhere, "auto", 1)
