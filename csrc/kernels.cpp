@@ -6,6 +6,7 @@
 #include "dense.h"
 #include "linear.h"
 #include "mesa.h"
+#include "norm.h"
 #include "softmax.h"
 
 namespace MESASCOPE_ISA {
@@ -51,6 +52,8 @@ const mesascope::Table table{MESASCOPE_NAME(MESASCOPE_ISA),
                              kernel<MapsForward, ColumnsInLanes<float>, MapsProblem>(),
                              kernel<MapsBackward, ColumnsInLanes<float>, MapsProblem>(),
                              kernel<MlpForward, ColumnsInLanes<float>, MlpProblem>(),
-                             kernel<MlpBackward, ColumnsInLanes<float>, MlpProblem>()};
+                             kernel<MlpBackward, ColumnsInLanes<float>, MlpProblem>(),
+                             kernel<NormForward, ColumnsInLanes<float>, NormProblem>(),
+                             kernel<NormBackward, ColumnsInLanes<float>, NormProblem>()};
 
 }  // namespace MESASCOPE_ISA

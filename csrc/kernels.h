@@ -31,6 +31,7 @@ struct Table {
   KernelSet<double> double_lanes, double_columns;
   Kernel<MapsProblem> maps_forward, maps_backward;
   Kernel<MlpProblem> mlp_forward, mlp_backward;
+  Kernel<NormProblem> norm_forward, norm_backward;
 };
 
 }  // namespace mesascope

@@ -378,7 +378,8 @@ void run_summing(const Kernel<Problem>& kernel, Problem& problem, const std::vec
 
 // The rows of a contiguous tensor [..., width], and their width
 std::array<Index, 2> rows_of(const Tensor& x) {
-  const Index width = x.size(x.dimensions() - 1);
+  const Index width = x.dimensions() == 0 ? 0 : x.size(x.dimensions() - 1);
+  if (width == 0) throw std::invalid_argument("rows: there are no columns, which does not fit");
   return {x.numbers() / width, width};
 }
 
@@ -450,8 +451,9 @@ nb::list maps_backward(const Tensor& x, const std::vector<Tensor>& weights, cons
 MlpProblem mlp_problem(const Tensor& x, const Tensor& w_1, const Tensor& w_2) {
   MlpProblem problem;
   const auto [rows, width] = rows_of(x);
-  w_2.require_shape({width, w_1.size(0)}), w_1.require_shape({w_2.size(1), width});
-  problem.size = {rows, width, w_1.size(0)};
+  const Index hidden = w_1.numbers() / width;
+  w_1.require_shape({hidden, width}), w_2.require_shape({width, hidden});
+  problem.size = {rows, width, hidden};
   problem.x = x.contiguous_data<const float>();
   problem.w_1 = w_1.contiguous_data<const float>(), problem.w_2 = w_2.contiguous_data<const float>();
   return problem;
@@ -481,6 +483,42 @@ nb::tuple mlp_backward(const Tensor& x, const Tensor& w_1, const Tensor& w_2, co
     run_summing(active->mlp_backward, problem, {dw_1.data, dw_2.data}, {numbers, numbers}, threads);
   }
   return nb::make_tuple(dx.tensor, dw_1.tensor, dw_2.tensor);
+}
+
+NormProblem norm_problem(const Tensor& x, const Tensor& scale, const Tensor& shift, double epsilon) {
+  NormProblem problem;
+  const auto [rows, width] = rows_of(x);
+  scale.require_shape({width}), shift.require_shape({width});
+  problem.size = {rows, width}, problem.epsilon = float(epsilon);
+  problem.x = x.contiguous_data<const float>();
+  problem.scale = scale.contiguous_data<const float>(), problem.shift = shift.contiguous_data<const float>();
+  return problem;
+}
+
+nb::object norm_forward(const Tensor& x, const Tensor& scale, const Tensor& shift, double epsilon, int threads) {
+  NormProblem problem = norm_problem(x, scale, shift, epsilon);
+  const Result<float> y = result<float>(x.shape());
+  problem.y = y.data;
+  {
+    const nb::gil_scoped_release released;
+    run_groups(active->norm_forward, problem, row_groups(problem.size.rows), threads);
+  }
+  return y.tensor;
+}
+
+nb::tuple norm_backward(const Tensor& x, const Tensor& scale, const Tensor& shift, const Tensor& g, double epsilon,
+                        int threads) {
+  NormProblem problem = norm_problem(x, scale, shift, epsilon);
+  g.require_shape(x.shape());
+  problem.g = g.contiguous_data<const float>();
+  const Index width = problem.size.width;
+  const Result<float> dx = result<float>(x.shape()), dscale = result<float>({width}), dshift = result<float>({width});
+  problem.dx = dx.data;
+  {
+    const nb::gil_scoped_release released;
+    run_summing(active->norm_backward, problem, {dscale.data, dshift.data}, {width, width}, threads);
+  }
+  return nb::make_tuple(dx.tensor, dscale.tensor, dshift.tensor);
 }
 
 // Whether all of these but None are plain tensors on the CPU with numbers in memory as they are: float32 or float64, the
@@ -519,6 +557,8 @@ NB_MODULE(_kernels, module) {
   module.def("maps_backward", &maps_backward);
   module.def("mlp_forward", &mlp_forward);
   module.def("mlp_backward", &mlp_backward);
+  module.def("norm_forward", &norm_forward);
+  module.def("norm_backward", &norm_backward);
   module.def("instruction_sets", &known_instruction_sets);
   module.def("instruction_set", &instruction_set);
   module.def("use_instruction_set", &use_instruction_set);

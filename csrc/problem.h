@@ -112,4 +112,19 @@ struct MlpProblem {
   float* dweights = nullptr;          // of each group of rows: dW_1, then dW_2
 };
 
+struct NormSizes {
+  Index rows, width;
+};
+
+// y = scale (x - mean) / sqrt(variance + epsilon) + shift for each row x
+struct NormProblem {
+  NormSizes size;
+  float epsilon;
+  const float *x, *scale, *shift;     // [rows, width], [width], [width]
+  float* y = nullptr;                 // [rows, width]
+  const float* g = nullptr;           // backward: dL/dy
+  float* dx = nullptr;
+  float* dweights = nullptr;          // of each group of rows: dscale, then dshift
+};
+
 }  // namespace mesascope

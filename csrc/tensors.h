@@ -51,7 +51,7 @@ struct ManagedTensor {
 
 struct ExchangeTable {
   Version version;
-  ExchangeTable* previous;
+  ExchangeTable* previous;  // of an older version, or null
   int (*allocate)();
   int (*managed_from_python)(void*, ManagedTensor**);
   int (*managed_to_python)(ManagedTensor*, void**);
@@ -87,7 +87,8 @@ struct Torch {
     const nb::object capsule = tensors.attr("__dlpack_c_exchange_api__");
     exchange = static_cast<const dlpack::ExchangeTable*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
     if (exchange == nullptr) throw nb::python_error();
-    if (exchange->version.major != dlpack::major_version || exchange->from_python == nullptr)
+    while (exchange != nullptr && exchange->version.major != dlpack::major_version) exchange = exchange->previous;
+    if (exchange == nullptr || exchange->from_python == nullptr)
       throw std::runtime_error("torch exchanges tensors in another way than these kernels were built for");
     tensor = reinterpret_cast<PyTypeObject*>(tensors.release().ptr());
     parameter = reinterpret_cast<PyTypeObject*>(parameters.release().ptr());
@@ -202,8 +203,8 @@ Result<T> result(std::vector<Index> shape) {
   tensor.dtype.code = dlpack::floating, tensor.dtype.bits = 8 * sizeof(T), tensor.dtype.lanes = 1;
   tensor.shape = memory->shape.data(), tensor.strides = memory->strides.data();
   void* object = nullptr;
-  if (Torch::get().exchange->managed_to_python(&managed, &object) != 0) throw nb::python_error();
-  memory.release();  // the tensor's
+  memory.release();  // torch's, whatever comes of it
+  if (Torch::get().exchange->managed_to_python(&managed, &object) != 0 || object == nullptr) throw nb::python_error();
   made.tensor = nb::steal(static_cast<PyObject*>(object));
   return made;
 }

@@ -383,6 +383,25 @@ void test_mlp(const Table& table, const MlpSizes& size, int threads, Report& rep
   report.check("dw", summed(parts, groups, numbers), expected.dweights);
 }
 
+void test_norm(const Table& table, const NormSizes& size, int threads, Report& report) {
+  const auto [rows, width] = size;
+  const Index groups = row_groups(rows), numbers = 2 * width;
+  // rows that lie far from zero
+  const Tensor<float> x = {{1, rows, 1, width}, Memory::contiguous, [] { return 3 + normal(); }};
+  const Tensor<float> scale = drawn(1, width), shift = drawn(1, width), y = unwritten(rows, width);
+  const Tensor<float> g = drawn(rows, width), dx = unwritten(rows, width), parts = unwritten(groups, numbers);
+  NormProblem problem{};
+  problem.size = size, problem.epsilon = 1e-5f;
+  problem.x = x.data(), problem.scale = scale.data(), problem.shift = shift.data(), problem.y = y.data();
+  problem.g = g.data(), problem.dx = dx.data(), problem.dweights = parts.data();
+  run_rows(table.norm_forward, problem, threads);
+  run_rows(table.norm_backward, problem, threads);
+  const DenseResults expected = naive_norm(problem);
+  report.check("y", y, expected.y);
+  if (width > 1) report.check("dx", dx, expected.dx);  // of one number there is only the rounding error of zero
+  report.check("dw", summed(parts, groups, numbers), expected.dweights);
+}
+
 void test_dense(const Table& table, const std::string& name) {
   Report report{name, std::numeric_limits<float>::epsilon()};
   random_numbers.seed(0);
@@ -398,6 +417,12 @@ void test_dense(const Table& table, const std::string& name) {
       report.place = "MLP, " + name + ", " + text({size.rows, size.width, size.hidden}) + ", " +
                      std::to_string(threads) + " threads";
       test_mlp(table, size, threads, report);
+    }
+    for (const NormSizes& size : {NormSizes{1, 1}, NormSizes{31, 5}, NormSizes{64, 16}, NormSizes{700, 40},
+                                  NormSizes{1025, 27}}) {
+      report.place = "LayerNorm, " + name + ", " + text({size.rows, size.width}) + ", " + std::to_string(threads) +
+                     " threads";
+      test_norm(table, size, threads, report);
     }
   }
   report.print(name);

@@ -323,3 +323,25 @@ inline DenseResults naive_mlp(const mesascope::MlpProblem& problem) {
   append(results.dweights, dw_2.data);
   return results;
 }
+
+inline DenseResults naive_norm(const mesascope::NormProblem& problem) {
+  const auto [rows, width] = problem.size;
+  const Matrix x = matrix(problem.x, rows, width), g = matrix(problem.g, rows, width);
+  DenseResults results;
+  results.dweights.resize(std::size_t(2 * width));
+  for (Index i = 0; i < rows; ++i) {
+    double mean = 0, variance = 0, pull = 0, along = 0;
+    for (Index j = 0; j < width; ++j) mean += x(i, j) / width;
+    for (Index j = 0; j < width; ++j) variance += (x(i, j) - mean) * (x(i, j) - mean) / width;
+    const double deviation = std::sqrt(variance + problem.epsilon);
+    for (Index j = 0; j < width; ++j) {
+      const double z = (x(i, j) - mean) / deviation;
+      results.y.push_back(problem.scale[j] * z + problem.shift[j]);
+      pull += g(i, j) * problem.scale[j] / width, along += g(i, j) * problem.scale[j] * z / width;
+      results.dweights[std::size_t(j)] += g(i, j) * z, results.dweights[std::size_t(width + j)] += g(i, j);
+    }
+    for (Index j = 0; j < width; ++j)
+      results.dx.push_back((g(i, j) * problem.scale[j] - pull - (x(i, j) - mean) / deviation * along) / deviation);
+  }
+  return results;
+}

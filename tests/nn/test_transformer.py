@@ -200,10 +200,13 @@ def test_captured_activations_carry_gradients() -> None:
     assert not bool(gradient[:, 4:].any())
 
 
-# not those where torch itself has larger errors in float32: a clip that rounding crosses, LayerNorm of few numbers
-@pytest.mark.parametrize("name", sorted(CONFIGS.keys() - {"clipped", "layer-normalised"}))
+# not where rounding decides which numbers are clipped
+@pytest.mark.parametrize("name", sorted(CONFIGS.keys() - {"clipped"}))
 def test_many_tokens_in_float32(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Enough for every native kernel there is, against torch in float64: predictions and all gradients."""
+    """Enough for every native kernel there is, against torch in float64: predictions and all gradients.
+
+    The largest error is below 1e-5 or, where LayerNorm of few numbers magnifies rounding, twice that of torch.
+    """
     model = Transformer(CONFIGS[name])
     tokens = torch.randn(260, 8, CONFIGS[name].token_dim, generator=torch.Generator().manual_seed(1))
     calls = CalledKernels(monkeypatch, dense).names
@@ -211,13 +214,21 @@ def test_many_tokens_in_float32(name: str, monkeypatch: pytest.MonkeyPatch) -> N
     def gradients(model: Transformer, tokens: Tensor) -> tuple[Tensor, ...]:
         predictions = model(tokens)
         weights = torch.randn(predictions.shape, generator=torch.Generator().manual_seed(2))
-        return predictions, *torch.autograd.grad((predictions * weights).sum(), list(model.parameters()))
+        gradients = torch.autograd.grad((predictions * weights).sum(), list(model.parameters()))
+        return predictions.detach(), *gradients
 
     found = gradients(model, tokens)
     assert bool(calls) == (native_kernels() is not None)
     calls.clear()
-    for ours, exact in zip(found, gradients(model.double(), tokens.double()), strict=True):
-        assert (ours - exact).norm() <= 1e-5 * exact.norm()
+    with monkeypatch.context() as without_kernels:
+        without_kernels.setattr(dense, "_natively", lambda *_: False)
+        in_torch = gradients(model, tokens)
+    exact = gradients(model.double(), tokens.double())
+    ours, theirs = (
+        max(float((x - y).norm() / y.norm()) for x, y in zip(results, exact, strict=True))
+        for results in (found, in_torch)
+    )
+    assert ours <= max(1e-5, 2 * theirs)
     assert not calls
 
 

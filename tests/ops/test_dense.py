@@ -1,5 +1,6 @@
 """Linear maps and the MLP of single tokens: values, gradients and who computes them."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,14 @@ from torch import Tensor
 from called_kernels import CalledKernels
 from mesascope.errors import InputError
 from mesascope.ops import dense
-from mesascope.ops.dense import gelu_mlp, gelu_mlp_product, linear_maps, linear_maps_product
+from mesascope.ops.dense import (
+    gelu_mlp,
+    gelu_mlp_product,
+    layer_norm,
+    layer_norm_in_torch,
+    linear_maps,
+    linear_maps_product,
+)
 from mesascope.ops.kernels import native_kernels
 from oracles.dynamics import gelu
 
@@ -85,6 +93,27 @@ def test_maps_in_float32_are_those_of_float64(tokens: tuple[int, ...], width: in
         assert relative(found, expected) < ROUNDING
 
 
+def norm_operands(tokens: tuple[int, ...], width: int) -> list[Tensor]:
+    """Tokens that lie far from zero."""
+    x, scale, shift = drawn((*tokens, width), (width,), (width,))
+    return [3 + x, scale, shift]
+
+
+norm = functools.partial(layer_norm, epsilon=1e-5)
+
+
+@pytest.mark.parametrize(("tokens", "width"), [((2, 3), 5), ((4, 50), 40), ((1100,), 16), ((3, 7, 11), 27)])
+def test_layer_norm_in_float32_is_that_of_float64(tokens: tuple[int, ...], width: int) -> None:
+    operands = norm_operands(tokens, width)
+    exact = both_passes(norm, operands)
+    x, scale, shift = (operand.numpy() for operand in operands)
+    normalised = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+    np.testing.assert_allclose(exact[0].detach().numpy(), scale * normalised + shift, rtol=1e-10, atol=1e-10)
+    for found, expected in zip(both_passes(norm, [x.float() for x in operands]), exact, strict=True):
+        assert found.dtype == torch.float32
+        assert relative(found, expected) < 3 * ROUNDING  # the numbers given are rounded before their mean is taken off
+
+
 @needs_kernels
 def test_gelu_of_the_kernels_is_accurate_far_from_zero_and_near_it() -> None:
     """The derivative too; far below zero, where torch's own has no digits left, the relative error stays as small."""
@@ -106,6 +135,7 @@ def test_numbers_that_are_not_finite_come_through() -> None:
     for function, weights in (
         (gelu_mlp, [torch.eye(2), torch.eye(2)]),
         (lambda *t: linear_maps(*t)[0], [torch.eye(2)]),
+        (norm, [torch.ones(2), torch.zeros(2)]),
     ):
         y = function(x, *weights)
         assert y[0].isnan().all()
@@ -121,6 +151,9 @@ def called(monkeypatch: pytest.MonkeyPatch) -> CalledKernels:
 FUNCTIONS = [
     pytest.param(gelu_mlp, gelu_mlp_product, mlp_operands((4, 10), 6, 9), "mlp", id="mlp"),
     pytest.param(linear_maps, linear_maps_product, map_operands((4, 10), 6, (9, 6)), "maps", id="maps"),
+    pytest.param(
+        norm, functools.partial(layer_norm_in_torch, epsilon=1e-5), norm_operands((4, 10), 6), "norm", id="norm"
+    ),
 ]
 
 
@@ -155,7 +188,7 @@ def test_operands_may_lie_anywhere(function: Any, in_torch: Any, operands: list[
     single = [x.float() for x in operands]
     expected = both_passes(in_torch, operands)
     for scattered in (
-        [x.mT.contiguous().mT for x in single],
+        [x.transpose(0, -1).contiguous().transpose(0, -1) for x in single],
         [torch.stack([x, x], dim=-1)[..., 0] for x in single],
         [torch.cat([x, x], dim=-1)[..., : x.shape[-1]] for x in single],
     ):
@@ -303,6 +336,12 @@ def test_no_tokens(function: Any, in_torch: Any, operands: list[Tensor], name: s
     assert all((gradient == 0).all() for gradient in results[-len(weights) :])
 
 
+def test_no_maps_and_no_columns() -> None:
+    assert linear_maps(torch.empty(5, 0)) == ()
+    assert linear_maps(torch.randn(5, 3)) == ()
+    assert bool((linear_maps(torch.empty(5, 0), torch.empty(2, 0))[0] == 0).all())
+
+
 @needs_kernels
 @pytest.mark.parametrize(("function", "in_torch", "operands", "name"), FUNCTIONS)
 def test_the_result_does_not_depend_on_the_number_of_threads(
@@ -332,3 +371,10 @@ def test_shapes_that_do_not_fit_are_named() -> None:
         gelu_mlp(x, W_1, W_1)
     with pytest.raises(InputError, match=r"weights\[1\]: got \(5, 7\).* of shape \[outputs, width\] for x \(2, 5\)"):
         linear_maps(x, W_1, W_2)
+    one = torch.ones(5)
+    with pytest.raises(InputError, match=r"shift: got \(4,\).* of shape \(5,\)"):
+        norm(x, one, torch.ones(4))
+    with pytest.raises(InputError, match=r"scale: got \(1, 5\).* of shape \(5,\)"):
+        norm(x, one[None], one)
+    with pytest.raises(InputError, match=r"x: got \(\).* of shape \[..., width\]"):
+        norm(one[0], one, one)

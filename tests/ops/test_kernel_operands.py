@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from mesascope import MesaState, mesa_attention
 from mesascope.ops.kernels import fitting, kernels, native_kernels, readable
 
 pytestmark = pytest.mark.skipif(native_kernels() is None, reason="this run is without compiled kernels")
@@ -69,6 +70,16 @@ def test_tensors_inside_of_transforms_are_not() -> None:
     assert seen == [False, False]
 
 
+def test_a_state_that_is_negated_when_it_is_read() -> None:
+    q, k, v = torch.randn(3, 2, 5, 3, 4)
+    ridge = torch.ones(3)
+    _, state = mesa_attention(q, k, v, ridge, return_state=True)
+    negated = MesaState(state.regularizer, torch._neg_view(-state.matrix), torch._neg_view(-state.association))
+    assert negated.matrix.is_neg()
+    found, expected = (mesa_attention(q, k, v, ridge, state=start, backend="native") for start in (negated, state))
+    assert torch.equal(found, expected)
+
+
 def test_shapes_that_fit() -> None:
     q, v = torch.ones(2, 5, 3, 4), torch.ones(2, 5, 3, 6)
     assert fitting(q, q, v)
@@ -104,6 +115,11 @@ def test_kernels_refuse_what_would_lie_beyond_a_tensor() -> None:
         (run.maps_forward, (x.T, [torch.ones(6, 7)], 1)),
         (run.maps_backward, (x, [W], [torch.ones(6, 6)], True, 1)),
         (run.maps_forward, (x, [W] * 4, 1)),
+        (run.maps_forward, (x[:, :0], [W[:, :0]], 1)),
+        (run.maps_forward, (torch.tensor(1.0), [], 1)),
+        (run.norm_forward, (x, W[0], W[0, :3], 1e-5, 1)),
+        (run.norm_backward, (x, W[0], W[0], x[:5], 1e-5, 1)),
+        (run.mlp_forward, (x, torch.tensor(1.0), W, 1)),
         (run.mlp_forward, (x, W, W, 1)),
         (run.mlp_backward, (x, W, W.T.contiguous(), torch.ones(6, 4), 1)),
         (run.mlp_forward, (x.double(), W, W.T.contiguous(), 1)),

@@ -17,7 +17,7 @@ from mesascope.errors import InputError
 from mesascope.nn.attention import build_attention
 from mesascope.nn.base import Attention
 from mesascope.nn.config import AttentionKind, TransformerConfig
-from mesascope.ops.dense import gelu_mlp, linear_maps
+from mesascope.ops.dense import gelu_mlp, layer_norm, linear_maps
 from mesascope.tasks.sequences import Sequences
 
 
@@ -85,6 +85,13 @@ class MLP(nn.Module):
         return gelu_mlp(x, self.W_1, self.W_2)
 
 
+class TokenNorm(nn.LayerNorm):
+    """torch's LayerNorm of every token, by the native kernel where there is one."""
+
+    def forward(self, x: Float[Tensor, "batch time d"]) -> Float[Tensor, "batch time d"]:
+        return layer_norm(x, self.weight, self.bias, self.eps)
+
+
 class Block(nn.Module):
     """x <- x + attention(norm(x)); x <- x + MLP(norm(x)); then the activation clip."""
 
@@ -100,9 +107,9 @@ class Block(nn.Module):
             # the model draws its weights itself; torch's global random state stays as it is
             generator=torch.Generator(),
         )
-        self.attn_norm = nn.LayerNorm(config.width) if config.layer_norm else nn.Identity()
+        self.attn_norm = TokenNorm(config.width) if config.layer_norm else nn.Identity()
         self.mlp = None if config.mlp_dim is None else MLP(config.width, config.mlp_dim)
-        self.mlp_norm = nn.LayerNorm(config.width) if config.layer_norm and self.mlp is not None else nn.Identity()
+        self.mlp_norm = TokenNorm(config.width) if config.layer_norm and self.mlp is not None else nn.Identity()
         self.clip = config.activation_clip
 
     def forward(

@@ -1,4 +1,4 @@
-"""What a Transformer computes for each token alone: linear maps, and the MLP W_2 gelu(W_1 x).
+"""What a Transformer computes for each token alone: linear maps, the MLP W_2 gelu(W_1 x), and LayerNorm.
 
 Once attention is fast, these are most of a training step, and their matrices are so small that torch spends much of it
 around the multiplications. In float32 on a CPU native kernels compute them, with the rounding errors of float32; where
@@ -6,6 +6,7 @@ torch.compile, torch.func, autocast or a dispatch mode looks on, or matrices are
 derivatives are torch's.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -70,6 +71,29 @@ def gelu_mlp_product(x: Tensor, W_1: Tensor, W_2: Tensor) -> tuple[Tensor, ...]:
     return (torch.nn.functional.linear(hidden, W_2),)
 
 
+def layer_norm(
+    x: Float[Tensor, "*tokens width"], scale: Float[Tensor, " width"], shift: Float[Tensor, " width"], epsilon: float
+) -> Float[Tensor, "*tokens width"]:
+    """scale (x - mean) / sqrt(variance + epsilon) + shift, mean and variance being those of each token.
+
+    Raises:
+        InputError: the shapes do not fit.
+    """
+    if x.dim() == 0 or scale.shape != x.shape[-1:] or shift.shape != x.shape[-1:]:
+        require(x.dim() > 0, "x", tuple(x.shape), "of shape [..., width]")
+        for name, weight in (("scale", scale), ("shift", shift)):
+            require(weight.shape == x.shape[-1:], name, tuple(weight.shape), f"of shape {tuple(x.shape[-1:])}")
+    if _natively(x, scale, shift):
+        native: Tensor = _NativeNorm.apply(x, scale, shift, epsilon)  # type: ignore[no-untyped-call]
+        return native
+    return layer_norm_in_torch(x, scale, shift, epsilon)[0]
+
+
+def layer_norm_in_torch(x: Tensor, scale: Tensor, shift: Tensor, epsilon: float) -> tuple[Tensor, ...]:
+    """The same in torch, on any device; its result as a tuple of one."""
+    return (torch.nn.functional.layer_norm(x, scale.shape, scale, shift, epsilon),)
+
+
 def _explain(x: Tensor, W_1: Tensor, W_2: Tensor) -> None:
     """Raise the error of an MLP whose shapes do not fit; not on the way of others, which words would hold up."""
     require(W_1.dim() == 2, "W_1", tuple(W_1.shape), "of shape [hidden, width]")
@@ -81,7 +105,7 @@ def _explain(x: Tensor, W_1: Tensor, W_2: Tensor) -> None:
 def _natively(x: Tensor, *weights: Tensor) -> bool:
     return (
         unobserved(x, *weights)
-        and x.numel() >= _FEWEST_NATIVE * x.shape[-1]
+        and x.numel() >= max(1, _FEWEST_NATIVE * x.shape[-1])
         and x.dtype == torch.float32
         and all(0 < weight.numel() <= _LARGEST_NATIVE for weight in weights)
         and not torch.is_autocast_enabled("cpu")
@@ -129,6 +153,25 @@ class _NativeMLP(torch.autograd.Function):
         operands = [operand.contiguous() for operand in (*inputs, *gradients)]
         found: tuple[Tensor, ...] = kernels().mlp_backward(*operands, torch.get_num_threads())
         return found
+
+
+class _NativeNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, epsilon: float) -> Tensor:
+        ctx.save_for_backward(x, scale, shift)
+        ctx.epsilon = epsilon
+        operands = [operand.contiguous() for operand in (x, scale, shift)]
+        y: Tensor = kernels().norm_forward(*operands, epsilon, torch.get_num_threads())
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        inputs, epsilon = ctx.saved_tensors, ctx.epsilon
+        if torch.is_grad_enabled() or not unobserved(*gradients):
+            in_torch = functools.partial(layer_norm_in_torch, epsilon=epsilon)
+            return *_differentiate(in_torch, inputs, gradients, ctx.needs_input_grad[:3]), None
+        operands = [operand.contiguous() for operand in (*inputs, *gradients)]
+        return *kernels().norm_backward(*operands, epsilon, torch.get_num_threads()), None
 
 
 def _differentiate(

@@ -180,6 +180,7 @@ def _attend(
     """The output in the dtype it is computed in, and the state if it is wanted."""
     if state is not None:
         state.check(regularizer, operands.k, operands.v)
+        state = MesaState(state.regularizer, state.matrix.resolve_neg(), state.association.resolve_neg())
     case = Case(*operands, regularizer, state, return_state)
     attend = choose(backend, case)
     if operands.empty():
