@@ -6,7 +6,7 @@ import torch
 
 from mesascope.environment import describe_environment
 from mesascope.ops import linear_attention, mesa_attention
-from mesascope.ops.kernels import native_kernels
+from mesascope.ops.kernels import NEEDED_BY_KERNELS, native_kernels
 from mesascope.ops.linear import linear_attention_product
 
 
@@ -17,7 +17,7 @@ def examine() -> Iterator[str]:
     yield f"threads: {torch.get_num_threads()}"
     kernels = native_kernels()
     if kernels is None:
-        yield "native kernels: none, everything runs on plain torch; a C++ compiler at installation adds them"
+        yield f"native kernels: none, everything runs on plain torch; installing with {NEEDED_BY_KERNELS} adds them"
         yield "softmax attention: torch, product form up to T = 128, scaled_dot_product_attention beyond"
         yield "linear attention: torch, masked product form"
         yield "mesa attention: torch, in chunks (exact)"

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 MODULE = "mesascope.ops._kernels"
+NEEDED_BY_KERNELS = "a C++ compiler and a torch that has torch.Tensor.__dlpack_c_exchange_api__"
 
 
 @cache
 def native_kernels() -> ModuleType | None:
     """The compiled module, or None where the installation has none or MESASCOPE_NATIVE is 0.
 
-    It reads and makes tensors by the exchange table of DLPack, which torch has from 2.10 on.
+    It reads and makes tensors by the exchange table of DLPack, which older versions of torch do not have.
     """
     if os.environ.get("MESASCOPE_NATIVE") == "0" or not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
         return None

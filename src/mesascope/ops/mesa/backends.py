@@ -1,6 +1,7 @@
 """The backends of mesa attention, and the one place where one of them is chosen."""
 
 from mesascope.errors import InputError, suggest
+from mesascope.ops.kernels import NEEDED_BY_KERNELS
 from mesascope.ops.mesa import native
 from mesascope.ops.mesa.case import Case
 from mesascope.ops.mesa.portable import PORTABLE, Attend
@@ -35,6 +36,6 @@ def choose(backend: str, case: Case) -> Attend:
     if not native.available():
         raise InputError(
             "backend: got 'native', but this installation has no compiled kernels for this machine; install mesascope "
-            'again where there is a C++ compiler, or use backend="chunked" (backend="auto" chooses by itself)'
+            f'again with {NEEDED_BY_KERNELS}, or use backend="chunked" (backend="auto" chooses by itself)'
         )
     return native.attend
