@@ -56,7 +56,9 @@ def test_without_kernels(monkeypatch: pytest.MonkeyPatch, operands: tuple[torch.
         install(monkeypatch, kernels)
         assert not native_available()
         assert torch.equal(mesa_attention(*operands), mesa_attention(*operands, backend="chunked"))
-        with pytest.raises(InputError, match=r'backend: got \'native\', .* C\+\+ compiler and a torch .*, or use backend="chunked"'):
+        with pytest.raises(
+            InputError, match=r'backend: got \'native\', .* C\+\+ compiler and a torch .*, or use backend="chunked"'
+        ):
             mesa_attention(*operands, backend="native")
 
 
