@@ -10,6 +10,7 @@
 namespace MESASCOPE_ISA {
 
 using mesascope::block_rows;
+using mesascope::group_end;
 using mesascope::group_rows;
 using mesascope::MapsProblem;
 using mesascope::MapsSizes;
@@ -21,8 +22,8 @@ using mesascope::most_maps;
 template <class Visit>
 inline void each_block(Index rows, Index group, Visit visit) {
   const auto count = [](Index left) { return left < block_rows ? left : block_rows; };
-  const Index size = group_rows(rows), end = (group + 1) * size < rows ? (group + 1) * size : rows;
-  for (Index row = group * size; row < end; row += block_rows) {
+  const Index end = group_end(rows, group);
+  for (Index row = group * group_rows(rows); row < end; row += block_rows) {
     const Index n = count(end - row);
     visit(row, n, count(rows - row - n));
   }

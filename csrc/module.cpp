@@ -295,8 +295,8 @@ MesaProblem<T> mesa_problem(const Tensor& q, const Tensor& k, const Tensor& v, c
   return problem;
 }
 
-// The output, evidence, what is saved, the final matrix and association or None, and the largest of each kind of evidence
-// and the smallest and the largest ridge; with a ridge that is not allowed nothing is computed.
+// The output; the evidence: of heads, the largest of each kind, the smallest and the largest ridge; what is saved, the
+// final matrix and the final association, or None. With a ridge that is not allowed nothing is computed.
 nb::tuple mesa_forward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& ridge, const MaybeTensor& write,
                        const MaybeTensor& log_forget, const MaybeTensor& matrix, const MaybeTensor& association,
                        bool constant, bool save, bool final, const std::string& layout, int threads) {
@@ -320,8 +320,8 @@ nb::tuple mesa_forward(const Tensor& q, const Tensor& k, const Tensor& v, const 
       run(set.mesa_forward, set, problem, threads);
       found = largest_evidence(problem);
     }
-    return nb::make_tuple(o, saved.tensor, final_matrix.tensor, final_association.tensor, evidence.tensor, found[0],
-                          found[1], found[2], smallest, largest);
+    const auto all_evidence = nb::make_tuple(evidence.tensor, found[0], found[1], found[2], smallest, largest);
+    return nb::make_tuple(o, all_evidence, saved.tensor, final_matrix.tensor, final_association.tensor);
   });
 }
 
@@ -359,11 +359,18 @@ nb::tuple mesa_backward(const Tensor& q, const Tensor& k, const Tensor& v, const
   });
 }
 
+template <class Problem>
+void run_rows(const Kernel<Problem>& kernel, const Problem& problem, int threads) {
+  const nb::gil_scoped_release released;
+  run_groups(kernel, problem, row_groups(problem.size.rows), threads);
+}
+
 // Runs a backward pass of which every group of rows leaves gradients of weights, and puts the sums of these, one after the
 // other, into matrices of so many numbers.
 template <class Problem>
 void run_summing(const Kernel<Problem>& kernel, Problem& problem, const std::vector<float*>& to,
                  const std::vector<Index>& numbers, int threads) {
+  const nb::gil_scoped_release released;
   const Index groups = row_groups(problem.size.rows);
   std::vector<double> sums(std::size_t(std::accumulate(numbers.begin(), numbers.end(), Index(0))));
   const Borrowed parts(std::size_t(groups) * sums.size() * sizeof(float));
@@ -379,7 +386,7 @@ void run_summing(const Kernel<Problem>& kernel, Problem& problem, const std::vec
 // The rows of a contiguous tensor [..., width], and their width
 std::array<Index, 2> rows_of(const Tensor& x) {
   const Index width = x.dimensions() == 0 ? 0 : x.size(x.dimensions() - 1);
-  if (width == 0) throw std::invalid_argument("rows: there are no columns, which does not fit");
+  if (width == 0) throw std::invalid_argument("rows: their shape does not fit");
   return {x.numbers() / width, width};
 }
 
@@ -415,10 +422,7 @@ nb::list maps_forward(const Tensor& x, const std::vector<Tensor>& weights, int t
     problem.y[m] = y.data;
     results.append(y.tensor);
   }
-  {
-    const nb::gil_scoped_release released;
-    run_groups(active->maps_forward, problem, row_groups(problem.size.rows), threads);
-  }
+  run_rows(active->maps_forward, problem, threads);
   return results;
 }
 
@@ -441,10 +445,7 @@ nb::list maps_backward(const Tensor& x, const std::vector<Tensor>& weights, cons
   if (needs_dx) dx = result<float>(x.shape());
   problem.dx = dx.data;
   results.append(dx.tensor);
-  {
-    const nb::gil_scoped_release released;
-    run_summing(active->maps_backward, problem, to, numbers, threads);
-  }
+  run_summing(active->maps_backward, problem, to, numbers, threads);
   return results;
 }
 
@@ -459,32 +460,6 @@ MlpProblem mlp_problem(const Tensor& x, const Tensor& w_1, const Tensor& w_2) {
   return problem;
 }
 
-nb::object mlp_forward(const Tensor& x, const Tensor& w_1, const Tensor& w_2, int threads) {
-  MlpProblem problem = mlp_problem(x, w_1, w_2);
-  const Result<float> y = result<float>(x.shape());
-  problem.y = y.data;
-  {
-    const nb::gil_scoped_release released;
-    run_groups(active->mlp_forward, problem, row_groups(problem.size.rows), threads);
-  }
-  return y.tensor;
-}
-
-nb::tuple mlp_backward(const Tensor& x, const Tensor& w_1, const Tensor& w_2, const Tensor& g, int threads) {
-  MlpProblem problem = mlp_problem(x, w_1, w_2);
-  g.require_shape(x.shape());
-  problem.g = g.contiguous_data<const float>();
-  const Result<float> dx = result<float>(x.shape()), dw_1 = result<float>(w_1.shape()),
-                      dw_2 = result<float>(w_2.shape());
-  problem.dx = dx.data;
-  const Index numbers = problem.size.width * problem.size.hidden;
-  {
-    const nb::gil_scoped_release released;
-    run_summing(active->mlp_backward, problem, {dw_1.data, dw_2.data}, {numbers, numbers}, threads);
-  }
-  return nb::make_tuple(dx.tensor, dw_1.tensor, dw_2.tensor);
-}
-
 NormProblem norm_problem(const Tensor& x, const Tensor& scale, const Tensor& shift, double epsilon) {
   NormProblem problem;
   const auto [rows, width] = rows_of(x);
@@ -495,30 +470,43 @@ NormProblem norm_problem(const Tensor& x, const Tensor& scale, const Tensor& shi
   return problem;
 }
 
-nb::object norm_forward(const Tensor& x, const Tensor& scale, const Tensor& shift, double epsilon, int threads) {
-  NormProblem problem = norm_problem(x, scale, shift, epsilon);
+// y, of the shape of x
+template <class Problem>
+nb::object forward_rows(const Kernel<Problem>& kernel, Problem problem, const Tensor& x, int threads) {
   const Result<float> y = result<float>(x.shape());
   problem.y = y.data;
-  {
-    const nb::gil_scoped_release released;
-    run_groups(active->norm_forward, problem, row_groups(problem.size.rows), threads);
-  }
+  run_rows(kernel, problem, threads);
   return y.tensor;
+}
+
+// The gradients of x and of both weights
+template <class Problem>
+nb::tuple backward_rows(const Kernel<Problem>& kernel, Problem problem, const Tensor& x, const Tensor& first,
+                        const Tensor& second, const Tensor& g, int threads) {
+  g.require_shape(x.shape());
+  problem.g = g.contiguous_data<const float>();
+  const Result<float> dx = result<float>(x.shape());
+  const Result<float> dfirst = result<float>(first.shape()), dsecond = result<float>(second.shape());
+  problem.dx = dx.data;
+  run_summing(kernel, problem, {dfirst.data, dsecond.data}, {first.numbers(), second.numbers()}, threads);
+  return nb::make_tuple(dx.tensor, dfirst.tensor, dsecond.tensor);
+}
+
+nb::object mlp_forward(const Tensor& x, const Tensor& w_1, const Tensor& w_2, int threads) {
+  return forward_rows(active->mlp_forward, mlp_problem(x, w_1, w_2), x, threads);
+}
+
+nb::tuple mlp_backward(const Tensor& x, const Tensor& w_1, const Tensor& w_2, const Tensor& g, int threads) {
+  return backward_rows(active->mlp_backward, mlp_problem(x, w_1, w_2), x, w_1, w_2, g, threads);
+}
+
+nb::object norm_forward(const Tensor& x, const Tensor& scale, const Tensor& shift, double epsilon, int threads) {
+  return forward_rows(active->norm_forward, norm_problem(x, scale, shift, epsilon), x, threads);
 }
 
 nb::tuple norm_backward(const Tensor& x, const Tensor& scale, const Tensor& shift, const Tensor& g, double epsilon,
                         int threads) {
-  NormProblem problem = norm_problem(x, scale, shift, epsilon);
-  g.require_shape(x.shape());
-  problem.g = g.contiguous_data<const float>();
-  const Index width = problem.size.width;
-  const Result<float> dx = result<float>(x.shape()), dscale = result<float>({width}), dshift = result<float>({width});
-  problem.dx = dx.data;
-  {
-    const nb::gil_scoped_release released;
-    run_summing(active->norm_backward, problem, {dscale.data, dshift.data}, {width, width}, threads);
-  }
-  return nb::make_tuple(dx.tensor, dscale.tensor, dshift.tensor);
+  return backward_rows(active->norm_backward, norm_problem(x, scale, shift, epsilon), x, scale, shift, g, threads);
 }
 
 // Whether all of these but None are plain tensors on the CPU with numbers in memory as they are: float32 or float64, the
@@ -542,7 +530,6 @@ NB_MODULE(_kernels, module) {
   using namespace mesascope;
   Torch::get();
   module.def("takes", &takes);
-  module.def("fit", &fit);
   module.def("linear_forward", &linear_forward);
   module.def("linear_backward", &linear_backward);
   module.def("softmax_forward", &softmax_forward);

@@ -7,6 +7,7 @@
 
 namespace MESASCOPE_ISA {
 
+using mesascope::group_end;
 using mesascope::group_rows;
 using mesascope::NormProblem;
 using mesascope::NormSizes;
@@ -15,7 +16,7 @@ using mesascope::NormSizes;
 inline constexpr int norm_lanes = 8;
 using NormVector = Pack<float, norm_lanes>;
 
-// Calls with a column and the type of what begins there, a vector or one of the last numbers.
+// Calls with a column and a zero of the type of what begins there: a vector, or one of the last numbers.
 template <class Visit>
 [[gnu::always_inline]] inline void each_column(Index columns, Visit visit) {
   Index n = 0;
@@ -55,10 +56,11 @@ struct Moments {
   }
 };
 
+// Calls with where each row of a group begins.
 template <class Visit>
 inline void each_row(const NormSizes& size, Index group, Visit visit) {
-  const Index rows = group_rows(size.rows), end = (group + 1) * rows < size.rows ? (group + 1) * rows : size.rows;
-  for (Index row = group * rows; row < end; ++row) visit(row * size.width);
+  const Index end = group_end(size.rows, group);
+  for (Index row = group * group_rows(size.rows); row < end; ++row) visit(row * size.width);
 }
 
 template <class Layout>

@@ -76,6 +76,12 @@ constexpr Index group_rows(Index rows) {
   return (blocks < 1 ? 1 : blocks < most ? blocks : most) * block_rows;
 }
 
+// the row after the last one of a group
+constexpr Index group_end(Index rows, Index group) {
+  const Index end = (group + 1) * group_rows(rows);
+  return end < rows ? end : rows;
+}
+
 constexpr Index row_groups(Index rows) { return (rows + group_rows(rows) - 1) / group_rows(rows); }
 
 inline constexpr int most_maps = 3;

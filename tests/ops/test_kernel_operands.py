@@ -6,7 +6,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mesascope import MesaState, mesa_attention
-from mesascope.ops.kernels import fitting, kernels, native_kernels, readable
+from mesascope.ops.kernels import kernels, native_kernels, readable
 
 pytestmark = pytest.mark.skipif(native_kernels() is None, reason="this run is without compiled kernels")
 
@@ -80,23 +80,29 @@ def test_a_state_that_is_negated_when_it_is_read() -> None:
     assert torch.equal(found, expected)
 
 
-def test_shapes_that_fit() -> None:
+def test_attention_is_of_operands_that_fit() -> None:
     q, v = torch.ones(2, 5, 3, 4), torch.ones(2, 5, 3, 6)
-    assert fitting(q, q, v)
-    assert fitting(q[:, :0], q[:, :0], v[:, :0])
+
+    def attend(*operands: Tensor) -> Tensor:
+        output: Tensor = kernels().linear_forward(*operands, "auto", 1)
+        return output
+
+    assert attend(q, q, v).shape == v.shape
+    assert attend(q[:, :0], q[:, :0], v[:, :0]).shape == (2, 0, 3, 6)
+    misfits = [(q[..., :0], q[..., :0], v)]
     for other in (q[..., :2], q[:1], q[0], torch.ones(4)):
-        assert not fitting(other, q, v)
-        assert not fitting(q, other, v)
-    for values in (v[:, :4], v[0], torch.ones(6)):
-        assert not fitting(q, q, values)
-    assert not fitting(q[..., :0], q[..., :0], v)
+        misfits += [(other, q, v), (q, other, v)]
+    misfits += [(q, q, values) for values in (v[:, :4], v[0], torch.ones(6))]
+    for operands in misfits:
+        with pytest.raises(ValueError, match="q, k, v: their shapes do not fit"):
+            attend(*operands)
 
 
 def test_kernels_refuse_what_would_lie_beyond_a_tensor() -> None:
     run, q = kernels(), torch.ones(2, 5, 3, 4)
     ridge, short, other_dtype = torch.ones(3), torch.ones(2, 4, 3, 4), q.double()
     nothing = (None, None, None, None)
-    o, saved, *_ = run.mesa_forward(q, q, q, ridge, *nothing, False, True, False, "auto", 1)
+    o, _, saved, *_ = run.mesa_forward(q, q, q, ridge, *nothing, False, True, False, "auto", 1)
     _, normaliser = run.softmax_forward(q, q, q, 0.5, 1)
     x, W = torch.ones(7, 4), torch.ones(6, 4)
     refused = [

@@ -19,7 +19,8 @@ from mesascope.ops.kernels import kernels, unobserved
 
 _FEWEST_NATIVE, _LARGEST_NATIVE = 2048, 2**16
 """From so many tokens on, and up to so many weights in a matrix, the native kernels were faster than torch: on an AMD
-EPYC with AVX-512 both passes took 0.5 to 0.9 of its time; 1.0 with 1,600 tokens, 1.9 with sixteen times the weights."""
+EPYC with AVX-512 both passes took 0.5 to 0.9 of its time; 1.0 with 1,600 tokens, 1.9 with sixteen times the weights.
+LayerNorm of 40 numbers took 0.5 to 0.8 of its time on one without, of 64 to 1,024 mostly 0.9 to 1.2."""
 
 _MOST_MAPS = 3
 """For so many maps of the same rows there is a kernel."""

@@ -80,11 +80,6 @@ def readable(*operands: Tensor | None) -> bool:
     return compiled is not None and bool(compiled.takes(*operands))
 
 
-def fitting(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether readable operands are of shapes `[B, T, H, D]`, `[B, T, H, D]` with D > 0, and `[B, T, H, Dv]`."""
-    return bool(kernels().fit(q, k, v))
-
-
 def unobserved(*operands: Tensor | None) -> bool:
     """Whether kernels can be called directly, with the same effect as through an operator that torch knows.
 

@@ -3,7 +3,6 @@
 from torch import Tensor
 
 from mesascope.errors import require
-from mesascope.ops.kernels import fitting, unobserved
 
 
 def check_shapes(q: Tensor, k: Tensor, v: Tensor) -> None:
@@ -12,8 +11,6 @@ def check_shapes(q: Tensor, k: Tensor, v: Tensor) -> None:
     Raises:
         InputError: names the operand, its shape and what is allowed.
     """
-    if unobserved(q, k, v) and fitting(q, k, v):
-        return  # without a look at each of them, which costs most where the caches are full of other data
     if q.dim() == v.dim() == 4 and q.shape[-1] > 0 and k.shape == q.shape and v.shape[:3] == q.shape[:3]:
         return  # before sizes are put into words, which torch.compile would take for constants
     require(q.dim() == 4 and q.shape[-1] > 0, "q", tuple(q.shape), "of shape [B, T, H, D] with D > 0")

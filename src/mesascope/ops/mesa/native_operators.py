@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mesascope.ops.kernels import kernels, readable, stored
+from mesascope.ops.kernels import kernels, stored
 from mesascope.ops.mesa.checks import check_ridge_range
 
 _LAYOUT = "auto"
@@ -85,15 +85,11 @@ def differentiable_mesa_forward(inputs: Inputs) -> tuple[Tensor, Evidence]:
 
 
 def _run(inputs: Inputs, *, save: bool, final: bool) -> Results:
-    *tensors, of_heads, total, largest, zero, smallest_ridge, largest_ridge = kernels().mesa_forward(
-        *inputs, save, final, _LAYOUT, torch.get_num_threads()
-    )
+    o, evidence, *optional = kernels().mesa_forward(*inputs, save, final, _LAYOUT, torch.get_num_threads())
+    results = Results(o, Evidence(*evidence), *optional)
     # nothing was computed if there is an error
-    check_ridge_range(smallest_ridge, largest_ridge)
-    o, saved, matrix, association = tensors
-    return Results(
-        o, Evidence(of_heads, total, largest, zero, smallest_ridge, largest_ridge), saved, matrix, association
-    )
+    check_ridge_range(results.evidence.smallest_ridge, results.evidence.largest_ridge)
+    return results
 
 
 class _Gradients(NamedTuple):
@@ -150,8 +146,7 @@ class _MesaGradients(torch.autograd.Function):
 
 
 def _backward(inputs: Inputs, saved: Tensor, o: Tensor, g: Tensor) -> tuple[Tensor | None, ...]:
-    if not readable(g):
-        g = stored(g)
+    g = stored(g)
     found = _Gradients(*kernels().mesa_backward(*inputs, saved, g, _LAYOUT, torch.get_num_threads()))
     dforget = None if inputs.log_forget is None else _forget_gradient(inputs, found, o, g)
     dmatrix = None if inputs.matrix is None else _matrix_gradient(inputs, found)
