@@ -3,6 +3,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 SOURCES := src tests
+NUMERICS := $(addprefix tests/,constructions learners nn ops tasks uncover)
+PYTEST := $(BIN)/pytest -n 2 --dist worksteal
 
 .PHONY: quickstart test lint types unit unit-torch end-to-end test-browser test-sanitized test-neon docs reproduce-quick clean
 
@@ -18,11 +20,12 @@ lint: .venv/installed-dev
 types: .venv/installed-dev
 	$(BIN)/mypy
 
-unit: .venv/installed-dev
-	$(BIN)/pytest -n 2 --cov --cov-report=term:skip-covered
+unit: .venv/installed-dev ## Coverage is that of the numerics by their own tests: it takes half as long again
+	$(PYTEST) --cov --cov-report=term:skip-covered $(NUMERICS)
+	$(PYTEST) $(addprefix --ignore=,$(NUMERICS))
 
 unit-torch: .venv/installed-dev ## The same tests without the native kernels
-	MESASCOPE_NATIVE=0 $(BIN)/pytest -n 2
+	MESASCOPE_NATIVE=0 $(PYTEST)
 
 end-to-end: .venv/installed-dev ## The quickstart from nothing; fails unless every claim holds
 	rm -rf runs/end-to-end
@@ -67,12 +70,10 @@ test-neon: ## The kernels for ARM, emulated; needs g++-aarch64-linux-gnu and qem
 	$(BIN)/pip install -c constraints.txt -e .
 	@touch $@
 
-.venv/installed-dev: .venv/installed
-	$(BIN)/pip install -c constraints.txt -e '.[dev]'
-	@touch $@
-
-.venv/installed-docs: .venv/installed
-	$(BIN)/pip install -c constraints.txt -e '.[docs]'
+# only what an extra names: installing the package again would build the kernels again
+.venv/installed-%: .venv/installed
+	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["$*"], sep="\n")' > .venv/$*.txt
+	$(BIN)/pip install -c constraints.txt -r .venv/$*.txt
 	@touch $@
 
 clean:

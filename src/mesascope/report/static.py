@@ -75,6 +75,7 @@ def _write(figure: Figure, paths: Sequence[Path]) -> None:
             buffer, suffix = io.BytesIO(), path.suffix.removeprefix(".")
             drawing.savefig(buffer, format=suffix, dpi=_RESOLUTION, metadata=_METADATA[suffix])
             write_atomically(path, buffer.getvalue())
+            drawing.set_layout_engine(None)  # its places are found once, for all formats
 
 
 def draw_figure(figure: Figure) -> "Drawing":
