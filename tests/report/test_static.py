@@ -156,6 +156,19 @@ def test_panels_without_curves_and_texts_that_look_like_formulas(tmp_path: Path)
         save_figure(replace(figure(), id="empty", title="costs $5"), tmp_path)
 
 
+def test_a_number_of_the_paper_stays_in_its_line() -> None:
+    titled = replace(figure(lines(SEEDS)), title="Loss along the sequence, one layer (Fig. 4C)")
+    assert draw_figure(titled).get_suptitle() == "Loss along the sequence, one layer\n(Fig.\N{NO-BREAK SPACE}4C)"
+
+
+def test_a_file_alone_is_the_same_as_among_both(tmp_path: Path) -> None:
+    drawn = figure(lines(*ROLES), HeatmapPanel("m", "c", "r", np.eye(4), block=2))
+    for path in save_figure(drawn, tmp_path):
+        alone = tmp_path / f"alone{path.suffix}"
+        write_figure(drawn, alone)
+        assert alone.read_bytes() == path.read_bytes()
+
+
 def test_a_folder_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(StorageError, match="cannot be written"):

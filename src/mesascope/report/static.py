@@ -2,6 +2,7 @@
 
 import io
 import math
+import re
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -71,11 +72,13 @@ def _write(figure: Figure, paths: Sequence[Path]) -> None:
 
     with matplotlib.rc_context(_SETTINGS):  # type: ignore[arg-type]  # its keys are a Literal of 330 names
         drawing = draw_figure(figure)
+        # everything is put in its place once, the same for all formats
+        drawing.draw_without_rendering()
+        drawing.set_layout_engine(None)
         for path in paths:
             buffer, suffix = io.BytesIO(), path.suffix.removeprefix(".")
-            drawing.savefig(buffer, format=suffix, dpi=_RESOLUTION, metadata=_METADATA[suffix])
+            drawing.savefig(buffer, format=suffix, dpi="figure", metadata=_METADATA[suffix])
             write_atomically(path, buffer.getvalue())
-            drawing.set_layout_engine(None)  # its places are found once, for all formats
 
 
 def draw_figure(figure: Figure) -> "Drawing":
@@ -90,7 +93,8 @@ def draw_figure(figure: Figure) -> "Drawing":
     legend_rows = 0.0 if shared else sum(_legend_rows(figure, columns))
     width = _PANEL_WIDTH if any(isinstance(panel, LinePanel) for panel in figure.panels) else _MATRIX_WIDTH
     size = (width * columns, _PANEL_HEIGHT * rows + 0.5 + _LEGEND_ROW * legend_rows)
-    drawing = Drawing(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1, wspace=0.03, hspace=0.03))
+    layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1, wspace=0.03, hspace=0.03)
+    drawing = Drawing(figsize=size, dpi=_RESOLUTION, layout=layout)
     FigureCanvasAgg(drawing)
     drawing.suptitle(_text(figure.title, 42 * columns), fontsize=11.5, fontweight="bold")
     for index, panel in enumerate(figure.panels):
@@ -198,4 +202,5 @@ def _legend_rows(figure: Figure, columns: int) -> list[float]:
 
 def _text(text: str, width: int) -> str:
     """Text in lines of at most `width` characters, its dollar signs not taken for formulas."""
+    text = re.sub(r"\b(Figs?\.) ", "\\1\N{NO-BREAK SPACE}", text)  # the number stays in its line
     return "\n".join(textwrap.wrap(text, width)).replace("$", r"\$")
