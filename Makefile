@@ -3,7 +3,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 SOURCES := src tests
-NUMERICS := $(addprefix tests/,constructions learners nn ops tasks uncover)
+NUMERICS := constructions learners nn ops tasks uncover
 PYTEST := $(BIN)/pytest -n 2 --dist worksteal
 
 .PHONY: quickstart test lint types unit unit-torch end-to-end test-browser test-sanitized test-neon docs reproduce-quick clean
@@ -21,8 +21,8 @@ types: .venv/installed-dev
 	$(BIN)/mypy
 
 unit: .venv/installed-dev ## Coverage is that of the numerics by their own tests: it takes half as long again
-	$(PYTEST) --cov --cov-report=term:skip-covered $(NUMERICS)
-	$(PYTEST) $(addprefix --ignore=,$(NUMERICS))
+	$(PYTEST) $(addprefix --cov=mesascope.,$(NUMERICS) predictor) --cov-report=term:skip-covered $(addprefix tests/,$(NUMERICS))
+	$(PYTEST) $(addprefix --ignore=tests/,$(NUMERICS))
 
 unit-torch: .venv/installed-dev ## The same tests without the native kernels
 	MESASCOPE_NATIVE=0 $(PYTEST)
