@@ -68,11 +68,11 @@ struct MesaProblem {
 // What is computed for each row of a matrix alone. All matrices are contiguous but `w`, whose rows may lie apart.
 inline constexpr Index block_rows = 32;  // treated at once
 
-// Rows of one group, which is one thread's work from start to end: many, because every group lays out the weights for
-// itself, but so that there are sixteen groups if there are rows enough.
+// Rows of one group, which is one thread's work from start to end: many, because every group lays out the weights and
+// sums their gradients for itself, but so that there are eight groups if there are rows enough.
 constexpr Index group_rows(Index rows) {
   constexpr Index most = 20;
-  const Index blocks = rows / (16 * block_rows);
+  const Index blocks = rows / (8 * block_rows);
   return (blocks < 1 ? 1 : blocks < most ? blocks : most) * block_rows;
 }
 

@@ -8,11 +8,12 @@ from typing import Any
 import jaxtyping
 import pytest
 
-# before anything imports mesascope, or its annotations stay unchecked; an int may stand for a float, as in PEP 484
-jaxtyping.install_import_hook("mesascope", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+if not jaxtyping.config.jaxtyping_disable:  # by JAXTYPING_DISABLE=1
+    # before anything imports mesascope, or its annotations stay unchecked; an int may stand for a float, as in PEP 484
+    jaxtyping.install_import_hook("mesascope", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
-import torch  # noqa: E402
-from hypothesis import settings  # noqa: E402
+import torch
+from hypothesis import settings
 
 settings.register_profile("mesascope", deadline=None, max_examples=25, derandomize=True)
 settings.load_profile("mesascope")
@@ -66,6 +67,7 @@ def generator() -> torch.Generator:
 @pytest.fixture
 def unchecked_shapes() -> Iterator[None]:
     """Annotations are not enforced, as for users: what arrives is judged by the function's own error messages."""
+    before = jaxtyping.config.jaxtyping_disable
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
-    jaxtyping.config.update("jaxtyping_disable", False)
+    jaxtyping.config.update("jaxtyping_disable", before)

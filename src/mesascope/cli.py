@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from rich.console import Console
 
-from mesascope.benchmarks.commands import BenchAttention, BenchPrecision, BenchTrain
+from mesascope.benchmarks.commands import BenchAttention, BenchDense, BenchPrecision, BenchTrain
 from mesascope.errors import ExperimentError, InputError, MesascopeError, StorageError, suggest
 
 if TYPE_CHECKING:
@@ -187,6 +187,7 @@ class Bench:
             Annotated[BenchTrain, tyro.conf.subcommand("train")]
             | Annotated[BenchAttention, tyro.conf.subcommand("attention")]
             | Annotated[BenchPrecision, tyro.conf.subcommand("precision")]
+            | Annotated[BenchDense, tyro.conf.subcommand("dense")]
         ]
     ]
     """What to measure."""

@@ -45,7 +45,8 @@ MAPS = [
 @pytest.fixture(autouse=True)
 def _few_tokens_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernels compute all of these small problems, which are otherwise left to torch."""
-    monkeypatch.setattr(dense, "_FEWEST_NATIVE", 1)
+    monkeypatch.setattr(dense, "_FEWEST_TOKENS", 1)
+    monkeypatch.setattr(dense, "_TOKENS_PER_COLUMN", 0)
 
 
 def drawn(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float64) -> list[Tensor]:
@@ -172,15 +173,21 @@ def test_kernels_compute_both_passes_in_float32_alone(
 
 
 @needs_kernels
-def test_few_tokens_and_large_matrices_are_left_to_torch(
+def test_few_tokens_wide_rows_and_large_matrices_are_left_to_torch(
     called: CalledKernels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dense, "_FEWEST_NATIVE", 5)
+    monkeypatch.setattr(dense, "_FEWEST_TOKENS", 5)
     linear_maps(torch.randn(2, 2, 3), torch.randn(4, 3))
     linear_maps(torch.randn(5, 257), torch.randn(256, 257))
+    layer_norm(torch.randn(5, 64), torch.randn(64), torch.randn(64), 1e-5)
+    monkeypatch.setattr(dense, "_TOKENS_PER_COLUMN", 2)
+    linear_maps(torch.randn(5, 3), torch.randn(4, 3))
     assert called.names == []
+    linear_maps(torch.randn(6, 3), torch.randn(4, 3))
+    monkeypatch.setattr(dense, "_TOKENS_PER_COLUMN", 0)
     linear_maps(torch.randn(5, 256), torch.randn(256, 256))
-    assert called.names == ["maps_forward"]
+    layer_norm(torch.randn(5, 63), torch.randn(63), torch.randn(63), 1e-5)
+    assert called.names == ["maps_forward", "maps_forward", "norm_forward"]
 
 
 @pytest.mark.parametrize(("function", "in_torch", "operands", "name"), FUNCTIONS)

@@ -13,16 +13,16 @@ from PIL import Image
 from mesascope import cli
 from mesascope.errors import CheckpointError, InputError
 from mesascope.files import write_json
-from mesascope.report import keep_results, write_documents, write_report
+from mesascope.report import Report, keep_results, write_documents, write_report
 from mesascope.report.documents import render_documents
 from mesascope.report.keep import IMAGE_BYTES, small_png
 from report import demo
 
 
-def report_in(folder: Path, name: str, profile: str = "quick") -> Path:
+def finish(report: Report, folder: Path, name: str) -> Path:
     """A finished report as `reproduce` leaves it."""
-    write_report(replace(demo.report(), profile=profile), folder)
-    write_json(folder / "experiment.json", {"experiment": name, "profile": profile})
+    write_report(report, folder)
+    write_json(folder / "experiment.json", {"experiment": name, "profile": report.profile})
     return folder
 
 
@@ -30,13 +30,29 @@ def report_in(folder: Path, name: str, profile: str = "quick") -> Path:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two finished experiments, one that is not finished, and trainings."""
     runs = tmp_path_factory.mktemp("runs")
-    written = report_in(runs / "fig4", "fig4")
+    written = finish(demo.report(), runs / "fig4", "fig4")
     for name in ("fig9", "fig11"):
         shutil.copytree(written, runs / name)
         write_json(runs / name / "experiment.json", {"experiment": name, "profile": "quick"})
     (runs / "fig9" / "index.html").unlink()
     (runs / "runs" / "0123456789ab").mkdir(parents=True)
     return runs
+
+
+@pytest.fixture(scope="module")
+def kept(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What is kept of them, in `results`, and the pages about it, in `docs`."""
+    folder = tmp_path_factory.mktemp("kept")
+    keep_results(runs, folder / "results", folder / "docs")
+    write_documents(folder / "results", folder / "docs")
+    return folder
+
+
+@pytest.fixture
+def results_and_docs(kept: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """Copies of both folders, to change."""
+    shutil.copytree(kept, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "results", tmp_path / "docs"
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -70,9 +86,8 @@ def test_everything_is_kept_and_written(runs: Path, tmp_path: Path) -> None:
     assert "| | **all** | 4 of 8 |  |" in index
 
 
-def test_explanations_are_part_of_the_page(runs: Path, tmp_path: Path) -> None:
-    results, docs = tmp_path / "results", tmp_path / "docs"
-    keep_results(runs / "fig4", results, docs)
+def test_explanations_are_part_of_the_page(results_and_docs: tuple[Path, Path]) -> None:
+    results, docs = results_and_docs
     (docs / "why").mkdir()
     (docs / "why" / "fig4.depth_helps.md").write_text("Too few *steps*.\n")
     (docs / "why" / "fig4.mesa_beats_linear.md").write_text("As expected.")
@@ -83,10 +98,8 @@ def test_explanations_are_part_of_the_page(runs: Path, tmp_path: Path) -> None:
     assert page.count("Not explained yet.") == 1
 
 
-def test_pages_follow_from_the_files(runs: Path, tmp_path: Path) -> None:
-    results, docs = tmp_path / "results", tmp_path / "docs"
-    keep_results(runs, results, docs)
-    write_documents(results, docs)
+def test_pages_follow_from_the_files(runs: Path, results_and_docs: tuple[Path, Path], tmp_path: Path) -> None:
+    results, docs = results_and_docs
     before = files(tmp_path)
     keep_results(runs, results, docs)
     write_documents(results, docs)
@@ -94,10 +107,10 @@ def test_pages_follow_from_the_files(runs: Path, tmp_path: Path) -> None:
     assert {path: path.read_text() for path in docs.glob("*.md")} == render_documents(results, docs)
 
 
-def test_both_profiles_share_a_page(runs: Path, tmp_path: Path) -> None:
-    results, docs = tmp_path / "results", tmp_path / "docs"
-    keep_results(runs / "fig4", results, docs)
-    keep_results(report_in(tmp_path / "paper", "fig4", "paper"), results, docs)
+def test_both_profiles_share_a_page(results_and_docs: tuple[Path, Path], tmp_path: Path) -> None:
+    results, docs = results_and_docs
+    paper = replace(demo.report(), profile="paper", figures=demo.report().figures[1:])
+    keep_results(finish(paper, tmp_path / "paper", "fig4"), results, docs)
     write_documents(results, docs)
     page = (docs / "fig4.md").read_text()
     assert page.index("## Quick profile") < page.index("## Paper profile")
@@ -105,10 +118,10 @@ def test_both_profiles_share_a_page(runs: Path, tmp_path: Path) -> None:
     assert "| 2 of 4 | 2 of 4 |" in (docs / "index.md").read_text()
 
 
-def test_what_is_no_longer_there_is_removed_and_what_others_wrote_is_not(runs: Path, tmp_path: Path) -> None:
-    results, docs = tmp_path / "results", tmp_path / "docs"
-    keep_results(runs, results, docs)
-    write_documents(results, docs)
+def test_what_is_no_longer_there_is_removed_and_what_others_wrote_is_not(
+    runs: Path, results_and_docs: tuple[Path, Path]
+) -> None:
+    results, docs = results_and_docs
     (docs / "guide.md").write_text("# By hand\n")
     (docs / "images" / "quick-fig4-old.png").write_bytes(b"")
     (results / "quick" / "fig11.json").unlink()
@@ -120,11 +133,9 @@ def test_what_is_no_longer_there_is_removed_and_what_others_wrote_is_not(runs: P
 
 
 def test_texts_are_no_markdown(tmp_path: Path) -> None:
-    hostile = replace(demo.report(), title="W* | <b>", notes=(demo.HOSTILE,))
-    write_report(hostile, tmp_path / "run")
-    write_json(tmp_path / "run" / "experiment.json", {"experiment": "fig1", "profile": "quick"})
+    hostile = replace(demo.report(), title="W* | <b>", notes=(demo.HOSTILE,), figures=())
     results, docs = tmp_path / "results", tmp_path / "docs"
-    keep_results(tmp_path / "run", results, docs)
+    keep_results(finish(hostile, tmp_path / "run", "fig1"), results, docs)
     write_documents(results, docs)
     page = (docs / "fig1.md").read_text()
     assert "# W\\* \\| \\<b\\>\n" in page

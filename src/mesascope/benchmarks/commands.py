@@ -109,6 +109,33 @@ class BenchPrecision:
         _write(self.json, {"environment": describe_environment(), "claims": [claim.to_json() for claim in claims]})
 
 
+@dataclasses.dataclass(frozen=True)
+class BenchDense:
+    """Linear maps, MLPs and LayerNorm by the native kernels against torch: where kernels are used. A minute."""
+
+    rounds: int = 30
+    """Timed runs of each kind; slow comparisons get fewer, at least 3."""
+    threads: int = os.cpu_count() or 1
+    """CPU threads."""
+    json: Path | None = None
+    """File to write everything to."""
+
+    def run(self) -> None:
+        _require_file("json", self.json)
+        from rich.console import Console
+
+        from mesascope.benchmarks.dense import bench_dense, judge_dense
+        from mesascope.benchmarks.tables import print_dense
+        from mesascope.environment import describe_environment
+
+        records = bench_dense(self.rounds, self.threads)
+        claims = judge_dense(records)
+        print_dense(records, Console())
+        _print_claims(claims)
+        stored = {"records": [vars(record) for record in records], "claims": [claim.to_json() for claim in claims]}
+        _write(self.json, {"environment": describe_environment(), "threads": self.threads, **stored})
+
+
 def _require_file(name: str, path: Path | None) -> None:
     """Raise `InputError` if a folder stands where a file is to be written."""
     require(path is None or not path.is_dir(), name, str(path), "a file, not a folder")

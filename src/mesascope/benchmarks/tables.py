@@ -1,10 +1,13 @@
-"""The attention benchmark in the terminal: one table per shape, ratios first."""
+"""Benchmarks in the terminal: one table per shape or operator, ratios first."""
+
+from collections.abc import Sequence
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from mesascope.benchmarks.attention_result import AttentionResult
+from mesascope.benchmarks.dense import DenseRecord
 from mesascope.benchmarks.flops import FORMULAS
 from mesascope.benchmarks.methods import BOTH_PASSES, Shape
 
@@ -32,10 +35,7 @@ def print_attention(result: AttentionResult, console: Console) -> None:
 
 
 def _table(result: AttentionResult, shape: Shape) -> Table:
-    table = Table(title=str(shape), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.add_column("method", no_wrap=True)
-    for header in ("ratio\nf+b", "ratio\nf", "ms\nf+b", "ms\nf", "GFLOP/s\nf+b", "peak\nf+b"):
-        table.add_column(header, justify="right", no_wrap=True)
+    table = _empty(str(shape), "method", ("ratio\nf+b", "ratio\nf", "ms\nf+b", "ms\nf", "GFLOP/s\nf+b", "peak\nf+b"))
     forward, both = (
         {record.method: record for record in result.records if (record.shape, record.passes) == (shape, passes)}
         for passes in BOTH_PASSES
@@ -52,6 +52,29 @@ def _table(result: AttentionResult, shape: Shape) -> Table:
         rate = records[0].gflops if records[0] is not None else None
         rates = ["", ""] if rate is None else [_short(rate), f"{rate / result.peak_gflops:.1%}"]
         table.add_row(name, *ratios, *times, *rates)
+    return table
+
+
+def print_dense(records: Sequence[DenseRecord], console: Console) -> None:
+    """Print the ratios, one table per operator, with those of sizes that are left to torch in brackets."""
+    ratios = {(record.operator, record.width, record.tokens): record for record in records}
+    operators, widths, tokens = (dict.fromkeys(sizes) for sizes in zip(*ratios, strict=True))
+    for operator in operators:
+        table = _empty(operator, "width", [f"{count:,} tokens" for count in tokens])
+        for width in widths:
+            row = (ratios[operator, width, count] for count in tokens)
+            cells = ((_short(record.ratio), record.native) for record in row)
+            table.add_row(str(width), *(ratio if native else f"({ratio})" for ratio, native in cells))
+        console.print(table, width=None if console.is_terminal else _WIDTH)
+    _say("time of the native kernel over that of torch, forward and backward; in brackets torch is used", console)
+
+
+def _empty(title: str, first: str, others: Sequence[str]) -> Table:
+    """A table of numbers with names in its first column."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column(first, no_wrap=True)
+    for header in others:
+        table.add_column(header, justify="right", no_wrap=True)
     return table
 
 

@@ -2,7 +2,7 @@
 
 Once attention is fast, these are most of a training step, and their matrices are so small that torch spends much of it
 around the multiplications. In float32 on a CPU native kernels compute them, with the rounding errors of float32; where
-torch.compile, torch.func, autocast or a dispatch mode looks on, or matrices are large, torch does. Derivatives of
+torch.compile, torch.func, autocast or a dispatch mode looks on, tokens are few or rows wide, torch does. Derivatives of
 derivatives are torch's.
 """
 
@@ -17,10 +17,9 @@ from torch import Tensor
 from mesascope.errors import require
 from mesascope.ops.kernels import kernels, unobserved
 
-_FEWEST_NATIVE, _LARGEST_NATIVE = 2048, 2**16
-"""From so many tokens on, and up to so many weights in a matrix, the native kernels were faster than torch: on an AMD
-EPYC with AVX-512 both passes took 0.5 to 0.9 of its time; 1.0 with 1,600 tokens, 1.9 with sixteen times the weights.
-LayerNorm of 40 numbers took 0.5 to 0.8 of its time on one without, of 64 to 1,024 mostly 0.9 to 1.2."""
+_FEWEST_TOKENS, _TOKENS_PER_COLUMN, _LARGEST_MATRIX, _WIDEST_NORM = 2048, 48, 2**16, 63
+"""The native kernels compute so many tokens and more, at least so many for each number of a row, with matrices of up to
+so many weights, and LayerNorm of rows up to so wide: where `mesascope bench dense` finds them faster than torch."""
 
 _MOST_MAPS = 3
 """For so many maps of the same rows there is a kernel."""
@@ -37,8 +36,8 @@ def linear_maps(x: Float[Tensor, "*tokens width"], *weights: Float[Tensor, "_ wi
             require(
                 False, f"weights[{index}]", tuple(weight.shape), f"of shape [outputs, width] for x {tuple(x.shape)}"
             )
-    if len(weights) <= _MOST_MAPS and _natively(x, *weights):
-        native: tuple[Tensor, ...] = _NativeMaps.apply(x, *weights)  # type: ignore[no-untyped-call]
+    if len(weights) <= _MOST_MAPS and takes(x, *weights):
+        native: tuple[Tensor, ...] = NativeMaps.apply(x, *weights)  # type: ignore[no-untyped-call]
         return native
     return linear_maps_product(x, *weights)
 
@@ -60,8 +59,8 @@ def gelu_mlp(
     """
     if W_1.dim() != 2 or x.dim() == 0 or x.shape[-1] != W_1.shape[1] or W_2.shape != W_1.shape[::-1]:
         _explain(x, W_1, W_2)
-    if _natively(x, W_1, W_2):
-        native: Tensor = _NativeMLP.apply(x, W_1, W_2)  # type: ignore[no-untyped-call]
+    if takes(x, W_1, W_2):
+        native: Tensor = NativeMLP.apply(x, W_1, W_2)  # type: ignore[no-untyped-call]
         return native
     return gelu_mlp_product(x, W_1, W_2)[0]
 
@@ -84,8 +83,8 @@ def layer_norm(
         require(x.dim() > 0, "x", tuple(x.shape), "of shape [..., width]")
         for name, weight in (("scale", scale), ("shift", shift)):
             require(weight.shape == x.shape[-1:], name, tuple(weight.shape), f"of shape {tuple(x.shape[-1:])}")
-    if _natively(x, scale, shift):
-        native: Tensor = _NativeNorm.apply(x, scale, shift, epsilon)  # type: ignore[no-untyped-call]
+    if takes_norm(x, scale, shift):
+        native: Tensor = NativeNorm.apply(x, scale, shift, epsilon)  # type: ignore[no-untyped-call]
         return native
     return layer_norm_in_torch(x, scale, shift, epsilon)[0]
 
@@ -103,17 +102,26 @@ def _explain(x: Tensor, W_1: Tensor, W_2: Tensor) -> None:
     require(False, "W_2", tuple(W_2.shape), f"of shape [{width}, {hidden}]")
 
 
-def _natively(x: Tensor, *weights: Tensor) -> bool:
+def takes(x: Tensor, *weights: Tensor) -> bool:
+    """Whether maps or an MLP of these rows are left to the native kernels."""
+    width = x.shape[-1]
     return (
         unobserved(x, *weights)
-        and x.numel() >= max(1, _FEWEST_NATIVE * x.shape[-1])
+        and x.numel() >= max(1, width * max(_FEWEST_TOKENS, _TOKENS_PER_COLUMN * width))
         and x.dtype == torch.float32
-        and all(0 < weight.numel() <= _LARGEST_NATIVE for weight in weights)
+        and all(0 < weight.numel() <= _LARGEST_MATRIX for weight in weights)
         and not torch.is_autocast_enabled("cpu")
     )
 
 
-class _NativeMaps(torch.autograd.Function):
+def takes_norm(x: Tensor, scale: Tensor, shift: Tensor) -> bool:
+    """Whether LayerNorm of these rows is left to the native kernels."""
+    return x.shape[-1] <= _WIDEST_NORM and takes(x, scale, shift)
+
+
+class NativeMaps(torch.autograd.Function):
+    """`linear_maps` of up to three matrices by the kernel, for operands that it takes."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
         ctx.save_for_backward(x, *weights)
@@ -139,7 +147,9 @@ def _rows(matrices: Sequence[Tensor]) -> list[Tensor]:
     return [matrix if matrix.stride(1) == 1 else matrix.contiguous() for matrix in matrices]
 
 
-class _NativeMLP(torch.autograd.Function):
+class NativeMLP(torch.autograd.Function):
+    """`gelu_mlp` by the kernel, for operands that it takes."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, W_1: Tensor, W_2: Tensor) -> Tensor:
         ctx.save_for_backward(x, W_1, W_2)
@@ -156,7 +166,9 @@ class _NativeMLP(torch.autograd.Function):
         return found
 
 
-class _NativeNorm(torch.autograd.Function):
+class NativeNorm(torch.autograd.Function):
+    """`layer_norm` by the kernel, for operands that it takes."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, epsilon: float) -> Tensor:
         ctx.save_for_backward(x, scale, shift)
