@@ -69,7 +69,8 @@ struct MesaProblem {
 inline constexpr Index block_rows = 32;  // treated at once
 
 // Rows of one group, which is one thread's work from start to end: many, because every group lays out the weights and
-// sums their gradients for itself, but so that there are eight groups if there are rows enough.
+// sums their gradients for itself, but so that there are at least eight groups, for as many threads, if there are rows
+// enough.
 constexpr Index group_rows(Index rows) {
   constexpr Index most = 20;
   const Index blocks = rows / (8 * block_rows);

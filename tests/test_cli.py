@@ -304,12 +304,18 @@ def test_bench_attention_checks_its_options_first(
     assert fails("bench", "attention", *options) == f"mesascope: {expected}\n"
 
 
+def test_bench_dense_checks_its_options_first(monkeypatch: pytest.MonkeyPatch, fails: Callable[..., str]) -> None:
+    monkeypatch.setattr("mesascope.benchmarks.dense.bench_dense", lambda *_: pytest.fail("measured too early"))
+    assert fails("bench", "dense", "--json", ".") == "mesascope: json: got '.', but it must be a file, not a folder\n"
+
+
 def test_bench_commands_have_options_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in (
         ["bench"],
         ["bench", "dance"],
         ["bench", "train", "--quick"],
         ["bench", "train", "--figure", "a"],
+        ["bench", "dense", "--quick"],
     ):
         with pytest.raises(SystemExit) as caught:
             cli.main(arguments)

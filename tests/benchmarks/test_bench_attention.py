@@ -183,9 +183,11 @@ def test_counts_must_be_positive(argument: str, monkeypatch: pytest.MonkeyPatch)
 
 def test_committed_results_match_the_claims() -> None:
     from mesascope.benchmarks import train
+    from mesascope.benchmarks.dense import OPERATORS
 
     step = (train.STEP_RATIO, train.NATIVE_STEP_RATIO, train.DATA_SHARE, train.HYBRID_STEP_RATIO)
-    known = {claim.id: claim for claim in (*step, *(r.claim for r in RATIO_CLAIMS), ERROR_CLAIM, MEMORY_CLAIM)}
+    attention = (*(ratio.claim for ratio in RATIO_CLAIMS), ERROR_CLAIM, MEMORY_CLAIM)
+    known = {claim.id: claim for claim in (*step, *attention, *(operator.claim for operator in OPERATORS))}
     for path in sorted((Path(__file__).parents[2] / "results").glob("bench_*.json")):
         for entry in json.loads(path.read_text())["claims"]:
             claim = known[entry["id"]]

@@ -1,16 +1,17 @@
 """Both ways to compute an operator are the same, and only sizes at which kernels are used are judged."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from mesascope import cli
 from mesascope.benchmarks import dense as bench
-from mesascope.benchmarks.dense import OPERATORS, DenseRecord, bench_dense, judge_dense
+from mesascope.benchmarks.dense import OPERATORS, DenseOperator, DenseRecord, bench_dense, draw_operands, judge_dense
 from mesascope.errors import InputError
 from mesascope.ops import dense
 from mesascope.ops.kernels import native_kernels
@@ -18,26 +19,35 @@ from mesascope.ops.kernels import native_kernels
 needs_kernels = pytest.mark.skipif(native_kernels() is None, reason="this run is without compiled kernels")
 
 
+@pytest.fixture(autouse=True)
+def _memory_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process of the tests gives freed memory back, as before."""
+    monkeypatch.setattr(bench, "keep_freed_memory", lambda: True)
+
+
 def records(**ratios: float) -> list[DenseRecord]:
     """For every operator one size at which its kernel is used and one at which it is not, with a ratio of 3."""
     used = [
-        DenseRecord(operator.name, 2048, 40, True, 1.0, 1.0, ratios.get(operator.name, 0.5)) for operator in OPERATORS
+        DenseRecord(operator.name, 2048, 40, True, 1.0, 2.0, 9, ratios.get(operator.name, 0.5), 0.4, 0.6)
+        for operator in OPERATORS
     ]
     return [*used, *(replace(record, tokens=1024, native=False, ratio=3.0) for record in used)]
 
 
 @needs_kernels
 @pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.name)
-def test_both_ways_are_the_same(operator: bench.Operator) -> None:
-    generator = torch.Generator().manual_seed(0)
-    operands = [torch.randn(shape, generator=generator) for shape in ((70, 12), *operator.weights(12))]
-    exact = operator.in_torch(*(operand.double() for operand in operands))
-    for found, expected in zip(_tuple(operator.native(*operands)), _tuple(exact), strict=True):
+def test_both_ways_are_the_same(operator: DenseOperator) -> None:
+    def both_passes(function: Callable[..., object], dtype: torch.dtype) -> tuple[Tensor, ...]:
+        operands = [operand.detach().to(dtype).requires_grad_() for operand in draw_operands(operator, 70, 12)]
+        found = bench.results(function, operands)
+        generator = torch.Generator().manual_seed(1)
+        weighted = [(y * torch.randn(y.shape, generator=generator)).sum() for y in found]
+        return *found, *torch.autograd.grad(weighted, operands)
+
+    ours = both_passes(operator.native, torch.float32)
+    exact = both_passes(operator.in_torch, torch.float64)
+    for found, expected in zip(ours, exact, strict=True):
         torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
-
-
-def _tuple(results: Any) -> tuple[torch.Tensor, ...]:
-    return results if isinstance(results, tuple) else (results,)
 
 
 @needs_kernels
@@ -46,24 +56,11 @@ def test_every_operator_is_measured_at_every_size(monkeypatch: pytest.MonkeyPatc
     measured = bench_dense(rounds=1, threads=1, tokens=(50, 3500), widths=(4, 64))
     sizes = [(width, tokens) for width in (4, 64) for tokens in (50, 3500)]
     assert [(x.operator, x.width, x.tokens) for x in measured] == [
-        (op.name, *size) for op in OPERATORS for size in sizes
+        (operator.name, *size) for operator in OPERATORS for size in sizes
     ]
-    assert all(x.ratio == pytest.approx(x.seconds / x.torch_seconds) for x in measured)
+    assert all(x.ratio == pytest.approx(x.seconds / x.torch_seconds) and x.rounds == 1 for x in measured)
     # LayerNorm of 64 numbers is left to torch
-    assert [x.native for x in measured] == [
-        False,
-        True,
-        False,
-        True,
-        False,
-        True,
-        False,
-        True,
-        False,
-        True,
-        False,
-        False,
-    ]
+    assert [x.native for x in measured] == 5 * [False, True] + [False, False]
 
 
 def test_only_sizes_at_which_kernels_are_used_are_judged() -> None:
@@ -74,15 +71,22 @@ def test_only_sizes_at_which_kernels_are_used_are_judged() -> None:
         ("bench.layernorm", 0.5, True),
     ]
     assert all(len(claim.values) == 1 and claim.claim.threshold.high == 1.0 for claim in claims)
+    assert judge_dense(records()[3:]) == ()
 
 
 def test_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    stored = tmp_path / "dense.json"
-    monkeypatch.setattr(bench, "bench_dense", lambda rounds, threads: records())
-    assert cli.main(["bench", "dense", "--json", str(stored)]) == 0
+    stored, called = tmp_path / "dense.json", {}
+
+    def measure(rounds: int, threads: int) -> list[DenseRecord]:
+        called.update(rounds=rounds, threads=threads)
+        return records()
+
+    monkeypatch.setattr(bench, "bench_dense", measure)
+    assert cli.main(["bench", "dense", "--rounds", "3", "--threads", "1", "--json", str(stored)]) == 0
+    assert called == {"rounds": 3, "threads": 1}
     printed = capsys.readouterr().out
     rows = [line.split() for line in printed.splitlines()]
-    assert all([*operator.name.split()] in rows for operator in OPERATORS)
+    assert all(operator.name.split() in rows for operator in OPERATORS)
     assert rows.count(["width", "2,048", "tokens", "1,024", "tokens"]) == 3
     assert rows.count(["40", "0.5", "(3)"]) == 3
     assert "All 3 claims hold." in printed
@@ -99,5 +103,7 @@ def test_counts_must_be_positive(argument: str) -> None:
 
 def test_kernels_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "native_kernels", lambda: None)
-    with pytest.raises(InputError, match=r"native kernels: got None, but it must be there: install again with a C\+\+"):
+    with pytest.raises(
+        InputError, match=r"there are no native kernels; they need a C\+\+ compiler .*MESASCOPE_NATIVE=0"
+    ):
         bench_dense()

@@ -221,7 +221,7 @@ def test_many_tokens_in_float32(name: str, monkeypatch: pytest.MonkeyPatch) -> N
     assert bool(calls) == (native_kernels() is not None)
     calls.clear()
     with monkeypatch.context() as without_kernels:
-        without_kernels.setattr(dense, "takes", lambda *_: False)
+        without_kernels.setattr(dense, "uses_kernel", lambda *_: False)
         in_torch = gradients(model, tokens)
     exact = gradients(model.double(), tokens.double())
     ours, theirs = (

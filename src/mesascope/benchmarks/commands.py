@@ -111,7 +111,7 @@ class BenchPrecision:
 
 @dataclasses.dataclass(frozen=True)
 class BenchDense:
-    """Linear maps, MLPs and LayerNorm by the native kernels against torch: where kernels are used. A minute."""
+    """Linear maps, MLPs and LayerNorm by the native kernels against torch, at sizes large and small. Two minutes."""
 
     rounds: int = 30
     """Timed runs of each kind; slow comparisons get fewer, at least 3."""

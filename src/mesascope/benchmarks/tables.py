@@ -57,12 +57,12 @@ def _table(result: AttentionResult, shape: Shape) -> Table:
 
 def print_dense(records: Sequence[DenseRecord], console: Console) -> None:
     """Print the ratios, one table per operator, with those of sizes that are left to torch in brackets."""
-    ratios = {(record.operator, record.width, record.tokens): record for record in records}
-    operators, widths, tokens = (dict.fromkeys(sizes) for sizes in zip(*ratios, strict=True))
+    by_size = {(record.operator, record.width, record.tokens): record for record in records}
+    operators, widths, tokens = (dict.fromkeys(sizes) for sizes in zip(*by_size, strict=True))
     for operator in operators:
         table = _empty(operator, "width", [f"{count:,} tokens" for count in tokens])
         for width in widths:
-            row = (ratios[operator, width, count] for count in tokens)
+            row = (by_size[operator, width, count] for count in tokens)
             cells = ((_short(record.ratio), record.native) for record in row)
             table.add_row(str(width), *(ratio if native else f"({ratio})" for ratio, native in cells))
         console.print(table, width=None if console.is_terminal else _WIDTH)

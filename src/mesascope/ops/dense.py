@@ -19,7 +19,7 @@ from mesascope.ops.kernels import kernels, unobserved
 
 _FEWEST_TOKENS, _TOKENS_PER_COLUMN, _LARGEST_MATRIX, _WIDEST_NORM = 2048, 48, 2**16, 63
 """The native kernels compute so many tokens and more, at least so many for each number of a row, with matrices of up to
-so many weights, and LayerNorm of rows up to so wide: where `mesascope bench dense` finds them faster than torch."""
+so many weights, and LayerNorm of rows up to so wide: none where `mesascope bench dense` finds torch faster."""
 
 _MOST_MAPS = 3
 """For so many maps of the same rows there is a kernel."""
@@ -36,7 +36,7 @@ def linear_maps(x: Float[Tensor, "*tokens width"], *weights: Float[Tensor, "_ wi
             require(
                 False, f"weights[{index}]", tuple(weight.shape), f"of shape [outputs, width] for x {tuple(x.shape)}"
             )
-    if len(weights) <= _MOST_MAPS and takes(x, *weights):
+    if len(weights) <= _MOST_MAPS and uses_kernel(x, *weights):
         native: tuple[Tensor, ...] = NativeMaps.apply(x, *weights)  # type: ignore[no-untyped-call]
         return native
     return linear_maps_product(x, *weights)
@@ -59,7 +59,7 @@ def gelu_mlp(
     """
     if W_1.dim() != 2 or x.dim() == 0 or x.shape[-1] != W_1.shape[1] or W_2.shape != W_1.shape[::-1]:
         _explain(x, W_1, W_2)
-    if takes(x, W_1, W_2):
+    if uses_kernel(x, W_1, W_2):
         native: Tensor = NativeMLP.apply(x, W_1, W_2)  # type: ignore[no-untyped-call]
         return native
     return gelu_mlp_product(x, W_1, W_2)[0]
@@ -83,7 +83,7 @@ def layer_norm(
         require(x.dim() > 0, "x", tuple(x.shape), "of shape [..., width]")
         for name, weight in (("scale", scale), ("shift", shift)):
             require(weight.shape == x.shape[-1:], name, tuple(weight.shape), f"of shape {tuple(x.shape[-1:])}")
-    if takes_norm(x, scale, shift):
+    if norm_uses_kernel(x, scale, shift):
         native: Tensor = NativeNorm.apply(x, scale, shift, epsilon)  # type: ignore[no-untyped-call]
         return native
     return layer_norm_in_torch(x, scale, shift, epsilon)[0]
@@ -102,25 +102,24 @@ def _explain(x: Tensor, W_1: Tensor, W_2: Tensor) -> None:
     require(False, "W_2", tuple(W_2.shape), f"of shape [{width}, {hidden}]")
 
 
-def takes(x: Tensor, *weights: Tensor) -> bool:
+def uses_kernel(x: Tensor, *weights: Tensor) -> bool:
     """Whether maps or an MLP of these rows are left to the native kernels."""
-    width = x.shape[-1]
     return (
         unobserved(x, *weights)
-        and x.numel() >= max(1, width * max(_FEWEST_TOKENS, _TOKENS_PER_COLUMN * width))
+        and x.numel() >= max(1, x.shape[-1] * max(_FEWEST_TOKENS, _TOKENS_PER_COLUMN * x.shape[-1]))
         and x.dtype == torch.float32
         and all(0 < weight.numel() <= _LARGEST_MATRIX for weight in weights)
         and not torch.is_autocast_enabled("cpu")
     )
 
 
-def takes_norm(x: Tensor, scale: Tensor, shift: Tensor) -> bool:
+def norm_uses_kernel(x: Tensor, scale: Tensor, shift: Tensor) -> bool:
     """Whether LayerNorm of these rows is left to the native kernels."""
-    return x.shape[-1] <= _WIDEST_NORM and takes(x, scale, shift)
+    return uses_kernel(x, scale, shift) and x.shape[-1] <= _WIDEST_NORM
 
 
 class NativeMaps(torch.autograd.Function):
-    """`linear_maps` of up to three matrices by the kernel, for operands that it takes."""
+    """`linear_maps` of up to three matrices by the kernel, for float32 operands that it can read."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
@@ -148,7 +147,7 @@ def _rows(matrices: Sequence[Tensor]) -> list[Tensor]:
 
 
 class NativeMLP(torch.autograd.Function):
-    """`gelu_mlp` by the kernel, for operands that it takes."""
+    """`gelu_mlp` by the kernel, for float32 operands that it can read."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, W_1: Tensor, W_2: Tensor) -> Tensor:
@@ -167,7 +166,7 @@ class NativeMLP(torch.autograd.Function):
 
 
 class NativeNorm(torch.autograd.Function):
-    """`layer_norm` by the kernel, for operands that it takes."""
+    """`layer_norm` by the kernel, for float32 operands that it can read."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, epsilon: float) -> Tensor:
