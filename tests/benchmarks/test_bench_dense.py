@@ -1,13 +1,11 @@
 """Both ways to compute an operator are the same, and only sizes at which kernels are used are judged."""
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from mesascope import cli
 from mesascope.benchmarks import dense as bench
@@ -15,14 +13,9 @@ from mesascope.benchmarks.dense import OPERATORS, DenseOperator, DenseRecord, be
 from mesascope.errors import InputError
 from mesascope.ops import dense
 from mesascope.ops.kernels import native_kernels
+from ops.dense_cases import both_passes
 
 needs_kernels = pytest.mark.skipif(native_kernels() is None, reason="this run is without compiled kernels")
-
-
-@pytest.fixture(autouse=True)
-def _memory_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The process of the tests gives freed memory back, as before."""
-    monkeypatch.setattr(bench, "keep_freed_memory", lambda: True)
 
 
 def records(**ratios: float) -> list[DenseRecord]:
@@ -37,15 +30,8 @@ def records(**ratios: float) -> list[DenseRecord]:
 @needs_kernels
 @pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.name)
 def test_both_ways_are_the_same(operator: DenseOperator) -> None:
-    def both_passes(function: Callable[..., object], dtype: torch.dtype) -> tuple[Tensor, ...]:
-        operands = [operand.detach().to(dtype).requires_grad_() for operand in draw_operands(operator, 70, 12)]
-        found = bench.results(function, operands)
-        generator = torch.Generator().manual_seed(1)
-        weighted = [(y * torch.randn(y.shape, generator=generator)).sum() for y in found]
-        return *found, *torch.autograd.grad(weighted, operands)
-
-    ours = both_passes(operator.native, torch.float32)
-    exact = both_passes(operator.in_torch, torch.float64)
+    operands = draw_operands(operator, 70, 12)
+    ours, exact = both_passes(operator.native, operands), both_passes(operator.in_torch, [x.double() for x in operands])
     for found, expected in zip(ours, exact, strict=True):
         torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
 

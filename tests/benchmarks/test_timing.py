@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from mesascope.benchmarks.timing import interleave, median_ratio, quartiles, torch_threads
+from mesascope.benchmarks.timing import as_in_training, interleave, median_ratio, quartiles
 from mesascope.errors import InputError
 
 
@@ -82,12 +82,12 @@ def test_quartiles() -> None:
 
 def test_threads_are_put_back() -> None:
     before = torch.get_num_threads()
-    with torch_threads(before + 1):
+    with as_in_training(before + 1):
         assert torch.get_num_threads() == before + 1
-    with pytest.raises(KeyError), torch_threads(before + 2):
+    with pytest.raises(KeyError), as_in_training(before + 2):
         raise KeyError
     assert torch.get_num_threads() == before
-    with pytest.raises(InputError, match="threads: got 0, but it must be at least 1"), torch_threads(0):
+    with pytest.raises(InputError, match="threads: got 0, but it must be at least 1"), as_in_training(0):
         pass
 
 

@@ -24,6 +24,7 @@ from mesascope.ops.dense import (
 from mesascope.ops.kernels import native_kernels
 from oracles.dynamics import gelu
 
+from .dense_cases import as_tuple, both_passes
 from .mesa_cases import relative
 
 ROUNDING = 1e-6
@@ -52,16 +53,6 @@ def _few_tokens_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
 def drawn(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float64) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
     return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes]
-
-
-def both_passes(function: Callable[..., Any], inputs: list[Tensor]) -> list[Tensor]:
-    """Results, then gradients of a sum that weighs every number of them differently."""
-    inputs = [operand.detach().clone().requires_grad_() for operand in inputs]
-    results = function(*inputs)
-    results = results if isinstance(results, tuple) else (results,)
-    generator = torch.Generator().manual_seed(1)
-    weights = [torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y.dtype) for y in results]
-    return [*results, *torch.autograd.grad(results, inputs, weights)]
 
 
 def mlp_operands(tokens: tuple[int, ...], width: int, hidden: int) -> list[Tensor]:
@@ -200,8 +191,7 @@ def test_operands_may_lie_anywhere(function: Any, in_torch: Any, operands: list[
         [torch.cat([x, x], dim=-1)[..., : x.shape[-1]] for x in single],
     ):
         inputs = [x.detach().requires_grad_() for x in scattered]
-        results = function(*inputs)
-        results = results if isinstance(results, tuple) else (results,)
+        results = as_tuple(function(*inputs))
         # gradients that are one number, expanded
         gradients = torch.autograd.grad(sum(y.sum() for y in results), inputs)
         for found, y in zip(results, expected, strict=False):
@@ -216,8 +206,7 @@ def test_operands_may_lie_anywhere(function: Any, in_torch: Any, operands: list[
 def test_only_what_needs_a_gradient_gets_one(function: Any, in_torch: Any, operands: list[Tensor], name: str) -> None:
     single = [x.float() for x in operands]
     single[1].requires_grad_()
-    results = function(*single)
-    first = results[0] if isinstance(results, tuple) else results
+    first, *_ = as_tuple(function(*single))
     (found,) = torch.autograd.grad(first.sum(), single[1:2])  # of two maps the other is not used
     by_torch = [x.detach().requires_grad_() for x in operands]
     (expected,) = torch.autograd.grad(in_torch(*by_torch)[0].sum(), by_torch[1:2])
@@ -231,8 +220,7 @@ def test_derivatives_of_derivatives_are_those_of_torch(
 ) -> None:
     def twice(compute: Any, inputs: list[Tensor]) -> list[Tensor]:
         inputs = [x.detach().requires_grad_() for x in inputs]
-        results = compute(*inputs)
-        total = sum(y.square().sum() for y in (results if isinstance(results, tuple) else (results,)))
+        total = sum(y.square().sum() for y in as_tuple(compute(*inputs)))
         first = torch.autograd.grad(total, inputs, create_graph=True)
         return list(torch.autograd.grad(sum(x.square().sum() for x in first), inputs))
 
@@ -247,8 +235,7 @@ def test_layers_may_share_weights(function: Any, in_torch: Any, operands: list[T
     weights[0] = torch.randn(9, 9, dtype=x.dtype) if name == "maps" else weights[0]
 
     def first(compute: Any, *inputs: Tensor) -> Tensor:
-        result = compute(*inputs)
-        return result[0] if isinstance(result, tuple) else result
+        return as_tuple(compute(*inputs))[0]
 
     def gradients(compute: Any, inputs: list[Tensor]) -> list[Tensor]:
         x, *weights = (operand.detach().clone().requires_grad_() for operand in inputs)
@@ -305,8 +292,7 @@ def test_transforms_see_through(function: Any, in_torch: Any, operands: list[Ten
 
     def first(compute: Any) -> Callable[..., Tensor]:
         def value(*inputs: Tensor) -> Tensor:
-            results = compute(*inputs)
-            return results[0] if isinstance(results, tuple) else results
+            return as_tuple(compute(*inputs))[0]
 
         return value
 

@@ -12,9 +12,8 @@ from mesascope.benchmarks.memory import can_measure_memory, measure_memory
 from mesascope.benchmarks.methods import BOTH_PASSES, Method, Passes, Shape, draw_operands, prepare
 from mesascope.benchmarks.ours import LINEAR, our_methods
 from mesascope.benchmarks.peers import SDPA, peer_methods
-from mesascope.benchmarks.timing import Seconds, interleave, median_ratio, torch_threads
+from mesascope.benchmarks.timing import Seconds, as_in_training, interleave, median_ratio
 from mesascope.errors import InputError, require
-from mesascope.training.memory import keep_freed_memory
 
 _BUDGET = 6.0
 """Seconds after which a comparison should be done: slow ones get fewer rounds."""
@@ -67,9 +66,6 @@ def bench_attention(
 ) -> AttentionResult:
     """Measure every method that is available and fits, and the claims whose methods are.
 
-    The process keeps freed memory, as any that trains: the kernels have memory of their own, and torch would be
-    measured with page faults that trainings do not have.
-
     Args:
         plan: what to measure.
         rounds: timed runs of each kind; slow comparisons get fewer, at least 3.
@@ -83,8 +79,7 @@ def bench_attention(
     """
     require(rounds >= 1, "rounds", rounds, "at least 1")
     begin = time.monotonic()
-    keep_freed_memory()
-    with torch_threads(threads):
+    with as_in_training(threads):
         (ours, missing), (peers, missing_peers) = our_methods(), peer_methods()
         result, methods = AttentionResult(threads, rounds, left_out=missing + missing_peers), [*ours, *peers]
         say("the peak of a matrix product")

@@ -25,12 +25,10 @@ class BenchTrain:
     def run(self) -> None:
         _require_file("json", self.json)
         from mesascope.benchmarks.train import bench_training
-        from mesascope.environment import describe_environment
 
         claims = bench_training(self.rounds, self.threads)
         _print_claims(claims)
-        stored = [claim.to_json() for claim in claims]
-        _write(self.json, {"environment": describe_environment(), "threads": self.threads, "claims": stored})
+        _write_claims(self.json, claims, threads=self.threads)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +94,6 @@ class BenchPrecision:
 
         from mesascope.benchmarks.precision import REGIMES, measure
         from mesascope.benchmarks.precision_claims import judge, markdown
-        from mesascope.environment import describe_environment
         from mesascope.files import write_atomically
 
         progress = Console(stderr=True)
@@ -106,7 +103,7 @@ class BenchPrecision:
         _print_claims(claims)
         if self.markdown is not None:
             write_atomically(self.markdown, markdown(measured, claims), "run the command again")
-        _write(self.json, {"environment": describe_environment(), "claims": [claim.to_json() for claim in claims]})
+        _write_claims(self.json, claims)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,14 +123,12 @@ class BenchDense:
 
         from mesascope.benchmarks.dense import bench_dense, judge_dense
         from mesascope.benchmarks.tables import print_dense
-        from mesascope.environment import describe_environment
 
         records = bench_dense(self.rounds, self.threads)
         claims = judge_dense(records)
         print_dense(records, Console())
         _print_claims(claims)
-        stored = {"records": [vars(record) for record in records], "claims": [claim.to_json() for claim in claims]}
-        _write(self.json, {"environment": describe_environment(), "threads": self.threads, **stored})
+        _write_claims(self.json, claims, threads=self.threads, records=[vars(record) for record in records])
 
 
 def _require_file(name: str, path: Path | None) -> None:
@@ -147,6 +142,14 @@ def _print_claims(claims: "tuple[MeasuredClaim, ...]") -> None:
     from mesascope.report import print_claims
 
     print_claims(claims, Console())
+
+
+def _write_claims(path: Path | None, claims: "tuple[MeasuredClaim, ...]", **others: Any) -> None:
+    """Write what a benchmark found and the machine, where a file is wanted."""
+    from mesascope.environment import describe_environment
+
+    stored = [claim.to_json() for claim in claims]
+    _write(path, {"environment": describe_environment(), **others, "claims": stored})
 
 
 def _write(path: Path | None, value: dict[str, Any]) -> None:

@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mesascope.benchmarks.timing import interleave, median_ratio, quartiles, torch_threads
+from mesascope.benchmarks.timing import as_in_training, interleave, quartiles, ratios
 from mesascope.claims import Claim, MeasuredClaim, Threshold
 from mesascope.errors import InputError, require
 from mesascope.ops import dense
 from mesascope.ops.kernels import NEEDED_BY_KERNELS, native_kernels
-from mesascope.training.memory import keep_freed_memory
 
 TOKENS, WIDTHS = (1024, 2048, 4096, 12_800), (20, 40, 64, 128, 256)
 """Sizes that are measured: 12,800 tokens of 40 numbers are a batch of the paper's trainings."""
@@ -108,9 +107,6 @@ def bench_dense(
 ) -> tuple[DenseRecord, ...]:
     """Every operator at every size by its kernel and by torch, in turn.
 
-    The process keeps freed memory, as any that trains: the kernels have memory of their own, and torch would be
-    measured with page faults that trainings do not have.
-
     Args:
         rounds: timed runs of each kind; slow comparisons get fewer, at least 3.
         threads: CPU threads of both.
@@ -120,14 +116,12 @@ def bench_dense(
         InputError: rounds or threads are not positive, or there are no kernels.
     """
     require(rounds >= 1, "rounds", rounds, "at least 1")
-    require(threads >= 1, "threads", threads, "at least 1")
-    if native_kernels() is None:
-        raise InputError(
-            f"bench dense: there are no native kernels; they need {NEEDED_BY_KERNELS} at installation, and are hidden "
-            "by MESASCOPE_NATIVE=0"
-        )
-    keep_freed_memory()
-    with torch_threads(threads):
+    with as_in_training(threads):
+        if native_kernels() is None:
+            raise InputError(
+                f"bench dense: there are no native kernels; they need {NEEDED_BY_KERNELS} at installation, and are "
+                "hidden by MESASCOPE_NATIVE=0"
+            )
         return tuple(
             _measure(operator, count, width, rounds) for operator in OPERATORS for width in widths for count in tokens
         )
@@ -140,7 +134,7 @@ def judge_dense(records: Sequence[DenseRecord]) -> tuple[MeasuredClaim, ...]:
         for operator in OPERATORS
     }
     note = "medians of ratios of neighbouring runs"
-    return tuple(operator.claim.measure(max(ratios), ratios, note) for operator, ratios in used.items() if ratios)
+    return tuple(operator.claim.measure(max(found), found, note) for operator, found in used.items() if found)
 
 
 def draw_operands(operator: DenseOperator, tokens: int, width: int) -> tuple[Tensor, ...]:
@@ -166,7 +160,7 @@ def _measure(operator: DenseOperator, tokens: int, width: int, rounds: int) -> D
         return lambda: torch.autograd.grad(results(function, operands), operands, gradients)
 
     own, peer = interleave((both_passes(operator.native), both_passes(operator.in_torch)), rounds, budget=_BUDGET)
-    low, high = quartiles(tuple(mine / theirs for mine, theirs in zip(own, peer, strict=True)))
+    compared = ratios(own, peer)
     return DenseRecord(
         operator.name,
         tokens,
@@ -175,7 +169,6 @@ def _measure(operator: DenseOperator, tokens: int, width: int, rounds: int) -> D
         statistics.median(own),
         statistics.median(peer),
         len(own),
-        median_ratio(own, peer),
-        low,
-        high,
+        statistics.median(compared),
+        *quartiles(compared),
     )

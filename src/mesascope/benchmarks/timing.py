@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from mesascope.errors import require
+from mesascope.training.memory import keep_freed_memory
 
 Seconds = tuple[float, ...]
 """Seconds of the runs of one kind, one per round."""
@@ -56,23 +57,32 @@ def interleave(
     return tuple(zip(*(one_round(index) for index in range(counted)), strict=True))
 
 
+def ratios(own: Seconds, peer: Seconds) -> tuple[float, ...]:
+    """What one took relative to the other in every round."""
+    return tuple(mine / theirs for mine, theirs in zip(own, peer, strict=True))
+
+
 def median_ratio(own: Seconds, peer: Seconds) -> float:
     """The median over rounds of what one took relative to the other."""
-    return statistics.median(mine / theirs for mine, theirs in zip(own, peer, strict=True))
+    return statistics.median(ratios(own, peer))
 
 
-def quartiles(seconds: Seconds) -> tuple[float, float]:
+def quartiles(values: tuple[float, ...]) -> tuple[float, float]:
     """The first and the third quartile; both are the only value where there is one."""
-    if len(seconds) == 1:
-        return seconds[0], seconds[0]
-    low, _, high = statistics.quantiles(seconds, n=4, method="inclusive")
+    if len(values) == 1:
+        return values[0], values[0]
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
     return low, high
 
 
 @contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    """Run the body with `count` CPU threads, and put back the number there was."""
+def as_in_training(count: int) -> Iterator[None]:
+    """Run the body with `count` CPU threads, then put back the number there was; freed memory is kept from now on.
+
+    The native kernels have memory of their own; without it torch would have page faults that it has in no training.
+    """
     require(count >= 1, "threads", count, "at least 1")
+    keep_freed_memory()
     previous = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -4,7 +4,7 @@ import statistics
 
 from mesascope.benchmarks.cholesky import with_cholesky
 from mesascope.benchmarks.handwritten import HandwrittenTraining
-from mesascope.benchmarks.timing import interleave, median_ratio, torch_threads
+from mesascope.benchmarks.timing import as_in_training, interleave, median_ratio
 from mesascope.claims import Claim, MeasuredClaim, Threshold
 from mesascope.errors import require
 from mesascope.training.loop import TrainingState
@@ -47,14 +47,12 @@ DATA_SHARE = Claim(
 def bench_training(rounds: int = 30, threads: int = 2) -> tuple[MeasuredClaim, ...]:
     """Medians over `rounds` pairs of neighbouring steps; `values` hold the seconds behind each ratio, ours first.
 
-    The process keeps freed memory, as any that trains; so the peers are spared its page faults, too.
-
     Args:
         rounds: timed steps of each kind, after two that are not timed.
         threads: CPU threads of all.
     """
     require(rounds >= 1, "rounds", rounds, "at least 1")
-    with torch_threads(threads):
+    with as_in_training(threads):
         return (*_softmax_claims(rounds), _hybrid_claim(rounds))
 
 
