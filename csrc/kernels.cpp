@@ -8,6 +8,7 @@
 #include "mesa.h"
 #include "norm.h"
 #include "softmax.h"
+#include "sums.h"
 
 namespace MESASCOPE_ISA {
 namespace {
@@ -54,6 +55,7 @@ const mesascope::Table table{MESASCOPE_NAME(MESASCOPE_ISA),
                              kernel<MlpForward, ColumnsInLanes<float>, MlpProblem>(),
                              kernel<MlpBackward, ColumnsInLanes<float>, MlpProblem>(),
                              kernel<NormForward, ColumnsInLanes<float>, NormProblem>(),
-                             kernel<NormBackward, ColumnsInLanes<float>, NormProblem>()};
+                             kernel<NormBackward, ColumnsInLanes<float>, NormProblem>(),
+                             kernel<Sums, ColumnsInLanes<float>, SumsProblem>()};
 
 }  // namespace MESASCOPE_ISA

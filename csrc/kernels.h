@@ -32,6 +32,7 @@ struct Table {
   Kernel<MapsProblem> maps_forward, maps_backward;
   Kernel<MlpProblem> mlp_forward, mlp_backward;
   Kernel<NormProblem> norm_forward, norm_backward;
+  Kernel<SumsProblem> sums;
 };
 
 }  // namespace mesascope

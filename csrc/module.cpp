@@ -372,14 +372,12 @@ void run_summing(const Kernel<Problem>& kernel, Problem& problem, const std::vec
                  const std::vector<Index>& numbers, int threads) {
   const nb::gil_scoped_release released;
   const Index groups = row_groups(problem.size.rows);
-  std::vector<double> sums(std::size_t(std::accumulate(numbers.begin(), numbers.end(), Index(0))));
-  const Borrowed parts(std::size_t(groups) * sums.size() * sizeof(float));
-  problem.dweights = reinterpret_cast<float*>(parts.data());
+  const Index all = std::accumulate(numbers.begin(), numbers.end(), Index(0));
+  const Borrowed parts(std::size_t(groups * all) * sizeof(float));
+  float* const sums = problem.dweights = reinterpret_cast<float*>(parts.data());
   run_groups(kernel, problem, groups, threads);
-  const float* part = problem.dweights;
-  for (Index group = 0; group < groups; ++group)
-    for (double& sum : sums) sum += *part++;
-  const double* from = sums.data();
+  run_groups(active->sums, SumsProblem{{groups, all}, sums, sums}, sums_groups(all), threads);
+  const float* from = sums;
   for (std::size_t i = 0; i < to.size(); from += numbers[i++]) std::copy(from, from + numbers[i], to[i]);
 }
 

@@ -134,4 +134,19 @@ struct NormProblem {
   float* dweights = nullptr;          // of each group of rows: dscale, then dshift
 };
 
+struct SumsSizes {
+  Index parts, numbers;
+};
+
+// What groups of rows have left, summed over the groups; may be written where the first part lies.
+struct SumsProblem {
+  SumsSizes size;
+  const float* parts;                 // [parts, numbers]
+  float* sums;                        // [numbers]
+};
+
+inline constexpr Index sums_at_once = 512;  // one group, which is one thread's work
+
+constexpr Index sums_groups(Index numbers) { return (numbers + sums_at_once - 1) / sums_at_once; }
+
 }  // namespace mesascope

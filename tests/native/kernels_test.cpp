@@ -1,6 +1,7 @@
 // The kernels against loops in double: every instruction set of this processor, both number types, both layouts, with
 // operands anywhere in memory and any number of threads. Prints one line for each table of kernels; fails on the first
 // result that is wrong, that was not written, or that was written where it does not belong.
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <cstdio>
@@ -402,6 +403,16 @@ void test_norm(const Table& table, const NormSizes& size, int threads, Report& r
   report.check("dw", summed(parts, groups, numbers), expected.dweights);
 }
 
+void test_sums(const Table& table, const SumsSizes& size, int threads, Report& report) {
+  const Tensor<float> parts = drawn(size.parts, size.numbers), expected = summed(parts, size.parts, size.numbers);
+  // where the first part lies
+  const SumsProblem problem{size, parts.data(), parts.data()};
+  run_groups(table.sums, problem, sums_groups(size.numbers), threads);
+  Tensor<float> sums = unwritten(1, size.numbers);
+  std::copy(parts.data(), parts.data() + size.numbers, sums.data());
+  report.check("sums", sums, {expected.data(), expected.data() + size.numbers});
+}
+
 void test_dense(const Table& table, const std::string& name) {
   Report report{name, std::numeric_limits<float>::epsilon()};
   random_numbers.seed(0);
@@ -423,6 +434,11 @@ void test_dense(const Table& table, const std::string& name) {
       report.place = "LayerNorm, " + name + ", " + text({size.rows, size.width}) + ", " + std::to_string(threads) +
                      " threads";
       test_norm(table, size, threads, report);
+    }
+    for (const SumsSizes& size : {SumsSizes{1, 1}, SumsSizes{20, 511}, SumsSizes{3, 1024}, SumsSizes{7, 1300}}) {
+      report.place = "sums, " + name + ", " + text({size.parts, size.numbers}) + ", " + std::to_string(threads) +
+                     " threads";
+      test_sums(table, size, threads, report);
     }
   }
   report.print(name);
