@@ -11,10 +11,13 @@ using mesascope::Sizes;
 
 constexpr Index round_up(Index value, Index multiple) { return (value + multiple - 1) / multiple * multiple; }
 
-// distance between the rows of a matrix with this many columns
+// Distance between the rows of a matrix with this many columns. Rows of whole multiples of 512 bytes would share an eighth
+// of the sets of the nearest cache, or fewer, which then do not hold a tile's columns of a matrix: these get a line more.
 template <class Layout>
 inline Index row_stride(Index columns) {
-  return round_up(columns, Layout::width);
+  constexpr Index number = sizeof(typename Layout::Number);
+  const Index stride = round_up(columns, Layout::width);
+  return Layout::width > 1 && stride * number % 512 == 0 ? stride + 64 / number : stride;
 }
 
 // The heads of one group; the lanes of the last group that are left over repeat its last head and are never stored.

@@ -24,10 +24,11 @@ using namespace mesascope;
 
 namespace {
 
-// the last but one: rows of whole registers, used where they lie; the last: more rows than the backward pass keeps
+// the last three: rows of whole registers, used where they lie; more rows than the backward pass keeps; values, and with
+// float64 keys, between whose rows the kernels leave a gap
 constexpr Sizes shapes[] = {{3, 1, 5, 2, 3},    {2, 6, 2, 1, 1},    {2, 5, 3, 4, 2},    {3, 21, 7, 5, 6},
                             {1, 8, 16, 3, 9},   {1, 34, 3, 20, 20}, {1, 50, 1, 33, 17}, {1, 17, 1, 65, 50},
-                            {1, 35, 2, 16, 32}, {1, 700, 1, 8, 8}};
+                            {1, 35, 2, 16, 32}, {1, 700, 1, 8, 8},  {1, 18, 1, 64, 128}};
 constexpr Memory memories[] = {Memory::contiguous, Memory::heads_first, Memory::time_last, Memory::gaps,
                                Memory::shared_rows};
 constexpr int thread_counts[] = {1, 2, 5};
@@ -418,13 +419,14 @@ void test_dense(const Table& table, const std::string& name) {
   random_numbers.seed(0);
   for (const int threads : thread_counts) {
     for (const MapsSizes& size : {MapsSizes{1, 1, {1, 0, 0}}, MapsSizes{33, 7, {5, 0, 9}}, MapsSizes{50, 13, {40, 0, 0}}, MapsSizes{64, 16, {16, 32, 0}},
-                                  MapsSizes{700, 40, {80, 80, 80}}, MapsSizes{1025, 24, {10, 40, 17}}}) {
+                                  MapsSizes{700, 40, {80, 80, 80}}, MapsSizes{1025, 24, {10, 40, 17}},
+                                  MapsSizes{70, 128, {256, 120, 8}}}) {
       report.place = "maps, " + name + ", " + std::to_string(size.rows) + " rows of " + std::to_string(size.width) +
                      ", " + std::to_string(threads) + " threads";
       test_maps(table, size, threads, report);
     }
     for (const MlpSizes& size : {MlpSizes{1, 1, 1}, MlpSizes{31, 3, 5}, MlpSizes{64, 16, 32}, MlpSizes{700, 40, 160},
-                                 MlpSizes{1025, 20, 33}}) {
+                                 MlpSizes{1025, 20, 33}, MlpSizes{70, 128, 256}}) {
       report.place = "MLP, " + name + ", " + text({size.rows, size.width, size.hidden}) + ", " +
                      std::to_string(threads) + " threads";
       test_mlp(table, size, threads, report);
