@@ -13,11 +13,12 @@ constexpr Index round_up(Index value, Index multiple) { return (value + multiple
 
 // Distance between the rows of a matrix with this many columns. Rows of whole multiples of 512 bytes would share an eighth
 // of the sets of the nearest cache, or fewer, which then do not hold a tile's columns of a matrix: these get a line more.
+// With heads in lanes nothing is gained.
 template <class Layout>
 inline Index row_stride(Index columns) {
   constexpr Index number = sizeof(typename Layout::Number);
   const Index stride = round_up(columns, Layout::width);
-  return Layout::width > 1 && stride * number % 512 == 0 ? stride + 64 / number : stride;
+  return Layout::width > 1 && stride > 0 && stride * number % 512 == 0 ? stride + 64 / number : stride;
 }
 
 // The heads of one group; the lanes of the last group that are left over repeat its last head and are never stored.
@@ -235,7 +236,7 @@ struct BackwardRows {
   View<const Element> k, v, g;  // of the chunk
 
   void allocate(Workspace<Layout>& space, const Sizes& size) {
-    const Index row = row_stride<Layout>(size.dim) + 2 * row_stride<Layout>(size.dim_v);
+    const Index row = round_up(size.dim, Layout::width) + 2 * round_up(size.dim_v, Layout::width);
     kept_ = size.time * row * Index(sizeof(Element)) <= Layout::most_kept;
     const Index rows = kept_ ? size.time + Layout::chunk : Layout::chunk;
     keys_ = space.matrix(rows, size.dim), values_ = space.matrix(rows, size.dim_v);

@@ -370,13 +370,15 @@ void run_rows(const Kernel<Problem>& kernel, const Problem& problem, int threads
 template <class Problem>
 void run_summing(const Kernel<Problem>& kernel, Problem& problem, const std::vector<float*>& to,
                  const std::vector<Index>& numbers, int threads) {
+  const Kernel<SumsProblem>& summing = active->sums;
   const nb::gil_scoped_release released;
   const Index groups = row_groups(problem.size.rows);
   const Index all = std::accumulate(numbers.begin(), numbers.end(), Index(0));
-  const Borrowed parts(std::size_t(groups * all) * sizeof(float));
+  // room for the sums even if there are no rows
+  const Borrowed parts(std::size_t(std::max<Index>(groups, 1) * all) * sizeof(float));
   float* const sums = problem.dweights = reinterpret_cast<float*>(parts.data());
   run_groups(kernel, problem, groups, threads);
-  run_groups(active->sums, SumsProblem{{groups, all}, sums, sums}, sums_groups(all), threads);
+  run_groups(summing, SumsProblem{{groups, all}, sums, sums}, sums_groups(all), threads);
   const float* from = sums;
   for (std::size_t i = 0; i < to.size(); from += numbers[i++]) std::copy(from, from + numbers[i], to[i]);
 }

@@ -54,8 +54,9 @@ class alignas(64) Share {
   }
 };
 
-// Bytes between the memory of two threads: a processor that is asked for a line fetches its neighbours as well, and takes
-// them away from the thread that writes them. With its six lines next to another's LayerNorm took twice as long backward.
+// Bytes between the memory of two threads. A processor that is asked for a line fetches others of the same page, too, and
+// takes them away from the thread that writes them: LayerNorm, whose few lines lay next to another thread's, took twice as
+// long backward.
 inline constexpr Index between_workers = 4096;
 
 // Runs `kernel` over all groups on at most `threads` threads. Each group is one thread's work from start to end, so
@@ -67,13 +68,13 @@ inline constexpr Index between_workers = 4096;
 template <class Problem>
 void run_groups(const Kernel<Problem>& kernel, const Problem& problem, Index groups, int threads) {
   const Index workers = std::max<Index>(1, std::min<Index>(threads, groups));
-  const Index bytes = (kernel.workspace(problem.size) + 63) / 64 * 64 + between_workers;
-  const Borrowed memory(std::size_t(workers * bytes));
+  const Index bytes = (kernel.workspace(problem.size) + 63) / 64 * 64, distance = bytes + between_workers;
+  const Borrowed memory(std::size_t(workers * distance));
   std::vector<Share> shares(static_cast<std::size_t>(workers));
   for (Index worker = 0; worker < workers; ++worker)
     shares[worker].set(groups * worker / workers, groups * (worker + 1) / workers);
   const auto work = [&](Index worker) {
-    void* const workspace = memory.data() + worker * bytes;
+    void* const workspace = memory.data() + worker * distance;
     if (kernel.padded) std::memset(workspace, 0, std::size_t(bytes));
     for (;;) {
       const auto [group, next] = shares[worker].take_first();

@@ -1,6 +1,7 @@
 // Gradients of weights that groups of rows have summed, each for itself, summed over the groups in float64.
 #pragma once
 
+#include "problem.h"
 #include "simd.h"
 
 namespace MESASCOPE_ISA {
