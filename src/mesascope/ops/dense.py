@@ -19,8 +19,8 @@ from mesascope.ops.kernels import kernels, unobserved
 
 _FEWEST_TOKENS, _TOKENS_PER_COLUMN, _LARGEST_MATRIX, _WIDEST_NORM = 2048, 48, 2**16, 63
 """The native kernels compute so many tokens and more, at least so many for each number of a row, with matrices of up to
-so many weights, and LayerNorm of rows up to so wide: none where `mesascope bench dense` has found torch faster on an AMD
-processor with AVX-512."""
+so many weights, and LayerNorm of rows up to so wide: none where `mesascope bench dense` has found torch faster on an
+AMD processor with AVX-512."""
 
 _MOST_MAPS = 3
 """For so many maps of the same rows there is a kernel."""
