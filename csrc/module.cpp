@@ -67,7 +67,7 @@ const KernelSet<T>& kernels(const Sizes& size, const std::string& layout) {
 
 template <class T>
 Index groups_of_heads(const KernelSet<T>& set, const Sizes& size) {
-  return (size.all_heads() + set.heads_per_group - 1) / set.heads_per_group;
+  return groups_of(set.heads_per_group, size.all_heads());
 }
 
 template <class Problem, class T>
@@ -374,11 +374,11 @@ void run_summing(const Kernel<Problem>& kernel, Problem& problem, const std::vec
   const nb::gil_scoped_release released;
   const Index groups = row_groups(problem.size.rows);
   const Index all = std::accumulate(numbers.begin(), numbers.end(), Index(0));
-  // room for the sums even if there are no rows
-  const Borrowed parts(std::size_t(std::max<Index>(groups, 1) * all) * sizeof(float));
-  float* const sums = problem.dweights = reinterpret_cast<float*>(parts.data());
+  const Borrowed memory(std::size_t((groups + 1) * all) * sizeof(float));
+  float* const sums = reinterpret_cast<float*>(memory.data());
+  problem.dweights = sums + all;
   run_groups(kernel, problem, groups, threads);
-  run_groups(summing, SumsProblem{{groups, all}, sums, sums}, sums_groups(all), threads);
+  run_groups(summing, SumsProblem{{groups, all}, problem.dweights, sums}, sums_groups(all), threads);
   const float* from = sums;
   for (std::size_t i = 0; i < to.size(); from += numbers[i++]) std::copy(from, from + numbers[i], to[i]);
 }

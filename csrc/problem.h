@@ -7,6 +7,9 @@ namespace mesascope {
 
 using Index = std::int64_t;
 
+// groups of so many each that `all` take, of which the last may have fewer
+constexpr Index groups_of(Index each, Index all) { return (all + each - 1) / each; }
+
 // a tensor [B, T, H, D] anywhere in memory; strides count numbers; data is null where an operand is absent
 template <class T>
 struct Operand {
@@ -83,7 +86,7 @@ constexpr Index group_end(Index rows, Index group) {
   return end < rows ? end : rows;
 }
 
-constexpr Index row_groups(Index rows) { return (rows + group_rows(rows) - 1) / group_rows(rows); }
+constexpr Index row_groups(Index rows) { return groups_of(group_rows(rows), rows); }
 
 inline constexpr int most_maps = 3;
 
@@ -138,7 +141,7 @@ struct SumsSizes {
   Index parts, numbers;
 };
 
-// What groups of rows have left, summed over the groups; may be written where the first part lies.
+// What groups of rows have left, summed over the groups
 struct SumsProblem {
   SumsSizes size;
   const float* parts;                 // [parts, numbers]
@@ -147,6 +150,6 @@ struct SumsProblem {
 
 inline constexpr Index sums_at_once = 512;  // one group, which is one thread's work
 
-constexpr Index sums_groups(Index numbers) { return (numbers + sums_at_once - 1) / sums_at_once; }
+constexpr Index sums_groups(Index numbers) { return groups_of(sums_at_once, numbers); }
 
 }  // namespace mesascope

@@ -136,7 +136,7 @@ struct Gradients {
 
 template <class T, class Problem>
 void run(const KernelSet<T>& set, const Kernel<Problem>& kernel, const Problem& problem, int threads) {
-  const Index groups = (problem.size.all_heads() + set.heads_per_group - 1) / set.heads_per_group;
+  const Index groups = groups_of(set.heads_per_group, problem.size.all_heads());
   if (threads > 1) return run_groups(kernel, problem, groups, threads);
   const Exact memory(kernel.workspace(problem.size), kernel.padded ? 0 : not_a_number);
   for (Index group = 0; group < groups; ++group)
@@ -218,7 +218,7 @@ void test_mesa(const KernelSet<T>& set, const Sizes& size, Memory memory, const 
   const Tensor<T> dridge({batch, heads, 1, dim}, Memory::contiguous), dwrite(tokens, out), penalty(tokens, out);
   const Tensor<T> dassociation({batch, heads, dim_v, dim}, Memory::contiguous);
   const Tensor<T> pairs({batch, heads, dim, dim}, Memory::contiguous);
-  const Index groups = (size.all_heads() + set.heads_per_group - 1) / set.heads_per_group;
+  const Index groups = groups_of(set.heads_per_group, size.all_heads());
   const Exact saved(groups * set.saved(size) * Index(sizeof(T)), not_a_number);
 
   MesaProblem<T> problem;
@@ -405,18 +405,20 @@ void test_norm(const Table& table, const NormSizes& size, int threads, Report& r
 }
 
 void test_sums(const Table& table, const SumsSizes& size, int threads, Report& report) {
-  // of both signs and all sizes, so that sums in float32 would be others; where there is no part the sums are zero
+  // of both signs and all sizes, so that sums in float32 would be others; zero where there is no part
   const auto number = [] { return std::exp(uniform(-20, 20)) * normal(); };
-  const Tensor<float> parts({1, std::max<Index>(size.parts, 1), 1, size.numbers}, Memory::contiguous, number);
-  Vector all(parts.data(), parts.data() + std::max<Index>(size.parts, 1) * size.numbers);
+  const Tensor<float> parts({1, size.parts, 1, size.numbers}, Memory::contiguous, number);
   const Tensor<float> expected = summed(parts, size.parts, size.numbers);
-  std::copy(expected.data(), expected.data() + size.numbers, all.begin());
-  // where the first part lies
-  const SumsProblem problem{size, parts.data(), parts.data()};
+  // the sums, and after them the parts, which stay what they are
+  std::vector<float> all(expected.data(), expected.data() + size.numbers);
+  all.insert(all.end(), parts.data(), parts.data() + size.parts * size.numbers);
+  std::vector<float> found = all;
+  std::fill_n(found.begin(), size.numbers, std::numeric_limits<float>::quiet_NaN());
+  const SumsProblem problem{size, found.data() + size.numbers, found.data()};
   run_groups(table.sums, problem, sums_groups(size.numbers), threads);
   for (std::size_t i = 0; i < all.size(); ++i) {
-    if (parts.data()[i] == all[i]) continue;
-    std::printf("FAILED %s: number %zu is %g and should be %g\n", report.place.c_str(), i, double(parts.data()[i]), all[i]);
+    if (found[i] == all[i]) continue;
+    std::printf("FAILED %s: number %zu is %g and should be %g\n", report.place.c_str(), i, double(found[i]), double(all[i]));
     std::exit(1);
   }
   ++report.results;
