@@ -174,6 +174,13 @@ inline void ask_for_matrix(Ahead& ahead, View<Element> matrix, Index rows) {
   ahead.add(matrix.data, rows * matrix.rows * Index(sizeof(Element)), 0, 1);
 }
 
+// Asks for a chunk of a matrix of `rows` rows that this thread has just written: a small one is still in the cache.
+template <class Layout, class Element>
+inline void ask_for_written(Ahead& ahead, View<Element> matrix, Index rows, Index start) {
+  if (rows * matrix.rows * Index(sizeof(Element)) > Layout::most_kept)
+    ask_for_matrix(ahead, matrix.from_row(start), Layout::chunk);
+}
+
 // What the chunk of a forward pass that begins at `start` reads
 template <class Layout, class Problem>
 inline void ask_for_operands(Ahead& ahead, const Problem& problem, const Group<Layout>& group, Index start) {

@@ -147,7 +147,7 @@ struct LinearBackward {
       ask_for_rows(ahead, problem.dk, group, problem.size, start, n, dim);
       if (start > 0) {
         ask_for_rows(ahead, problem.q, group, problem.size, start - chunk, chunk, dim);
-        ask_for_matrix(ahead, pulls.from_row(start - chunk), chunk);
+        ask_for_written<Layout>(ahead, pulls, time, start - chunk);
         rows.ask_for_again(ahead, problem, group, start - chunk);
       } else {
         rows.ask_for(ahead, problem, next, 0);

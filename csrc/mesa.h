@@ -623,8 +623,8 @@ struct MesaBackward {
       if (index > 0) {
         ask_for_matrix(ahead, saved.solved(before), chunk);
         ask_for_matrix(ahead, saved.scores(before), chunk);
-        ask_for_matrix(ahead, w.from_row(before), chunk);
-        ask_for_matrix(ahead, pulls.from_row(before), chunk);
+        ask_for_written<Layout>(ahead, w, size.time, before);
+        ask_for_written<Layout>(ahead, pulls, size.time, before);
         rows.ask_for_again(ahead, problem, group, before);
       } else if (next_index != mesascope::no_group) {
         const Saved<Layout> next(size, problem.saved, next_index);
