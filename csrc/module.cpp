@@ -509,18 +509,36 @@ nb::tuple norm_backward(const Tensor& x, const Tensor& scale, const Tensor& shif
   return backward_rows(active->norm_backward, norm_problem(x, scale, shift, epsilon), x, scale, shift, g, threads);
 }
 
-// Whether all of these but None are plain tensors on the CPU with numbers in memory as they are: float32 or float64, the
-// same for all.
+// A plain tensor on the CPU with numbers in memory as they are, float32 or float64; else nothing
+MaybeTensor plain(nb::handle object) {
+  Tensor tensor;
+  const bool readable = Torch::get().plain(object) && tensor.read(object) && tensor.computable() &&
+                        !nb::cast<bool>(object.attr("is_neg")());
+  return readable ? MaybeTensor(tensor) : std::nullopt;
+}
+
+// Whether all of these but None are such tensors, of the same dtype.
 bool takes(const nb::args& operands) {
   MaybeTensor first;
   for (const nb::handle operand : operands) {
     if (operand.is_none()) continue;
-    Tensor tensor;
-    if (!Torch::get().plain(operand) || !tensor.read(operand) || !tensor.computable()) return false;
+    const MaybeTensor tensor = plain(operand);
+    if (!tensor || (first && !tensor->same_dtype(*first))) return false;
     if (!first) first = tensor;
-    if (!tensor.same_dtype(*first) || nb::cast<bool>(operand.attr("is_neg")())) return false;
   }
   return true;
+}
+
+// Whether q, k and v are such tensors of shapes that fit, with numbers in them; and a ridge that is one number, or one for
+// each head, if it is not None.
+bool fitting(nb::handle q_object, nb::handle k_object, nb::handle v_object, nb::handle ridge_object) {
+  const MaybeTensor q = plain(q_object), k = plain(k_object), v = plain(v_object);
+  if (!q || !k || !v || !q->same_dtype(*k) || !v->same_dtype(*k) || !fit(*q, *k, *v)) return false;
+  if (k->numbers() == 0 || v->numbers() == 0) return false;
+  if (ridge_object.is_none()) return true;
+  const MaybeTensor ridge = plain(ridge_object);
+  if (!ridge || !ridge->same_dtype(*k)) return false;
+  return ridge->dimensions() == 0 || ridge->has_shape({1}) || ridge->has_shape({k->size(2)});
 }
 
 }  // namespace
@@ -530,6 +548,7 @@ NB_MODULE(_kernels, module) {
   using namespace mesascope;
   Torch::get();
   module.def("takes", &takes);
+  module.def("fitting", &fitting, nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("ridge").none());
   module.def("linear_forward", &linear_forward);
   module.def("linear_backward", &linear_backward);
   module.def("softmax_forward", &softmax_forward);

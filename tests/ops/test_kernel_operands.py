@@ -6,7 +6,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mesascope import MesaState, mesa_attention
-from mesascope.ops.kernels import kernels, native_kernels, readable
+from mesascope.ops.kernels import fitting, kernels, native_kernels, readable
 
 pytestmark = pytest.mark.skipif(native_kernels() is None, reason="this run is without compiled kernels")
 
@@ -68,6 +68,44 @@ def test_tensors_inside_of_transforms_are_not() -> None:
     torch.vmap(note)(torch.ones(2, 3))
     torch.func.grad(note)(torch.ones(2, 3))
     assert seen == [False, False]
+
+
+Q, V, RIDGE = torch.ones(2, 5, 3, 4), torch.ones(2, 5, 3, 6), torch.ones(3)
+"""Two rows of five tokens, three heads of size 4, values of size 6."""
+
+
+def test_operands_that_fit() -> None:
+    assert fitting(Q, Q, V)
+    assert fitting(Q.double(), Q.double(), V.double(), RIDGE.double())
+    for ridge in (torch.tensor(1.0), torch.ones(1), RIDGE):
+        assert fitting(Q, Q, V, ridge)
+
+
+@pytest.mark.parametrize(
+    "operands",
+    [
+        (Q[0], Q[0], V[0]),
+        (Q, Q[:1], V),
+        (Q, Q[:, :4], V),
+        (Q, Q, V[:, :, :2]),
+        (Q, Q[..., :3], V),
+        (Q[:0], Q[:0], V[:0]),
+        (Q[:, :0], Q[:, :0], V[:, :0]),
+        (Q[..., :0], Q[..., :0], V),
+        (Q, Q, V[..., :0]),
+        (Q, Q.double(), V),
+        (Q, Q, V.double()),
+        (Q, Q, torch._neg_view(V)),
+        (Q, Wrapped(Q), V),
+        (Q.bfloat16(), Q.bfloat16(), V.bfloat16()),
+        (Q, Q, V, torch.ones(2)),
+        (Q, Q, V, torch.ones(3, 4)),
+        (Q, Q, V, torch.ones(0)),
+        (Q, Q, V, RIDGE.double()),
+    ],
+)
+def test_operands_that_do_not_fit_or_need_a_closer_look(operands: tuple[Tensor, ...]) -> None:
+    assert not fitting(*operands)
 
 
 def test_a_state_that_is_negated_when_it_is_read() -> None:

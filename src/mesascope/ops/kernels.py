@@ -80,18 +80,27 @@ def readable(*operands: Tensor | None) -> bool:
     return compiled is not None and bool(compiled.takes(*operands))
 
 
+def fitting(q: Tensor, k: Tensor, v: Tensor, ridge: Tensor | None = None) -> bool:
+    """Whether there are kernels, and nothing but values to find fault with in operands that they can read as they are.
+
+    One call in place of a look at every shape and dtype, which after other work takes as long as tens of thousands of
+    multiplications. False as well where telling takes a closer look: a ridge of more dimensions than one.
+    """
+    compiled = native_kernels()
+    return compiled is not None and bool(compiled.fitting(q, k, v, ridge))
+
+
+def observed() -> bool:
+    """Whether torch.compile, torch.jit, torch.func, forward-mode differentiation or a dispatch mode sees operators."""
+    return transformed() or torch._C._get_tracing_state() is not None or torch._C._len_torch_dispatch_stack() > 0
+
+
 def unobserved(*operands: Tensor | None) -> bool:
     """Whether kernels can be called directly, with the same effect as through an operator that torch knows.
 
-    Not where torch.compile, torch.jit, torch.func, forward-mode differentiation or a dispatch mode wants to see
-    operators, nor where the dispatcher has to bring operands into memory first.
+    Not where anybody wants to see operators, nor where the dispatcher has to bring operands into memory first.
     """
-    return (
-        not transformed()
-        and torch._C._get_tracing_state() is None
-        and torch._C._len_torch_dispatch_stack() == 0
-        and readable(*operands)
-    )
+    return not observed() and readable(*operands)
 
 
 def kernels() -> Any:

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mesascope.ops.kernels import computable, native_kernels, transforms, unobserved
+from mesascope.ops.kernels import computable, fitting, native_kernels, observed, transforms
 from mesascope.ops.native import direct_linear_attention, linear_attention_operator
 from mesascope.ops.operands import check_shapes
 
@@ -33,9 +33,9 @@ def linear_attention(
     Raises:
         InputError: the shapes do not fit.
     """
-    check_shapes(q, k, v)
-    if v.numel() > 0 and unobserved(q, k, v):
+    if not observed() and fitting(q, k, v):
         return direct_linear_attention(q, k, v)
+    check_shapes(q, k, v)
     if native_kernels() is not None and computable(q, k, v):
         return linear_attention_operator(q, k, v)
     if transforms():

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mesascope.errors import InputError, require, suggest
-from mesascope.ops.kernels import readable, transformed, transforms
+from mesascope.ops.kernels import fitting, readable, transformed, transforms
 from mesascope.ops.mesa.problem import Regularizer
 from mesascope.ops.operands import check_shapes
 
@@ -64,12 +64,14 @@ def prepare(
     Raises:
         InputError: names the operand, what it is and what is allowed.
     """
+    given = Operands(q, k, v, ridge, log_forget, write)
+    if log_forget is None and write is None and not transformed() and fitting(q, k, v, ridge):
+        return given
     check_shapes(q, k, v)
     batch, _, heads, d = q.shape
     for name, gate in (("log_forget", log_forget), ("write", write)):
         if gate is not None:
             require(gate.shape == q.shape[:3], name, tuple(gate.shape), f"of shape [B, T, H] = {tuple(q.shape[:3])}")
-    given = Operands(q, k, v, ridge, log_forget, write)
     uniform = not transformed() and readable(*given)
     if not uniform:
         given = Operands(**{name: operand.resolve_neg() for name, operand in given.named().items()})

@@ -5,7 +5,6 @@ Here is decided in which precision, and what the kernels cannot do is composed i
 """
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -48,27 +47,24 @@ _LARGEST_GATED_GAIN = {torch.float32: 32.0, torch.float64: 1e5}
 """The same with gates: the gradient of log_forget, a sum of terms of both signs, has an error above 1e-4 at 100."""
 
 
-@dataclass(frozen=True)
-class _Conditioning:
-    """Upper bounds for all heads and tokens.
+_LARGEST_CONDITION = {dtype: LARGEST_RESIDUAL / torch.finfo(dtype).eps for dtype in (torch.float32, torch.float64)}
+"""The condition number of H_t up to which no solution needs to be verified."""
 
-    Attributes:
-        condition: of the condition number of H_t.
-        gain: of k_t^T H_0^-1 k_t, of one token.
+
+def _accurate(case: Case, condition: float, gain: float) -> bool:
+    """Whether the kernels keep their promise in the dtype of a case.
+
+    Args:
+        case: what is computed.
+        condition, gain: upper bounds, for all heads and tokens, of the condition number of H_t and of k_t^T H_0^-1 k_t.
     """
-
-    condition: float
-    gain: float
-
-    def allow(self, case: Case) -> bool:
-        """Whether the kernels are accurate in the dtype of a case, so that no solution needs to be verified."""
-        dtype, gated = case.k.dtype, case.log_forget is not None or case.write is not None
-        solvable = self.condition * torch.finfo(dtype).eps <= LARGEST_RESIDUAL
-        return solvable and self.gain <= (_LARGEST_GATED_GAIN if gated else _LARGEST_GAIN)[dtype]
+    dtype, gated = case.k.dtype, case.log_forget is not None or case.write is not None
+    return condition <= _LARGEST_CONDITION[dtype] and gain <= (_LARGEST_GATED_GAIN if gated else _LARGEST_GAIN)[dtype]
 
 
 @torch.no_grad()
-def _conditioning(case: Case, evidence: Evidence) -> _Conditioning:
+def _bounds(case: Case, evidence: Evidence) -> tuple[float, float]:
+    """The condition number and the gain of the head where each is largest."""
     total, largest_square, _ = evidence.of_heads.unbind(-1)
     ridge = without_copies(_expanded(case).ridge)
     largest, smallest = ridge.amax(-1), ridge.amin(-1)
@@ -81,7 +77,7 @@ def _conditioning(case: Case, evidence: Evidence) -> _Conditioning:
     if case.log_forget is not None and case.regularizer == "initial":
         smallest = smallest * case.log_forget.sum(1).exp()
     condition, gain = (largest + total) / smallest, largest_square / smallest
-    return _Conditioning(float(condition.max()), float(gain.max()))
+    return float(condition.max()), float(gain.max())
 
 
 def _well_conditioned(case: Case, evidence: Evidence) -> bool:
@@ -91,9 +87,9 @@ def _well_conditioned(case: Case, evidence: Evidence) -> bool:
         check_finite({"q": case.q, "k": case.k, "v": case.v})
     if case.state is None and case.log_forget is None:
         condition = (evidence.largest_ridge + evidence.total) / evidence.smallest_ridge
-        if _Conditioning(condition, evidence.largest / evidence.smallest_ridge).allow(case):
+        if _accurate(case, condition, evidence.largest / evidence.smallest_ridge):
             return True
-    return _conditioning(case, evidence).allow(case)
+    return _accurate(case, *_bounds(case, evidence))
 
 
 def _expanded(case: Case) -> Case:

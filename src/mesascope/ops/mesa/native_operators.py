@@ -115,10 +115,12 @@ class _Gradients(NamedTuple):
 class _MesaAttention(torch.autograd.Function):
     # not with `setup_context`, for which every call inspects the signature: torch.func cannot use the kernels anyway
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Evidence]:
-        o, evidence, saved, *_ = _run(Inputs(*inputs), save=True, final=False)
+    def forward(ctx: Any, *operands: Any) -> tuple[Tensor, Evidence]:
+        inputs = Inputs(*operands)
+        o, evidence, saved, *_ = _run(inputs, save=True, final=False)
         *tensors, ctx.constant = inputs
-        ctx.save_for_backward(*tensors, saved, o)
+        # the gradient of log_forget needs the output
+        ctx.save_for_backward(*tensors, saved, None if inputs.log_forget is None else o)
         return o, evidence
 
     @staticmethod
@@ -135,7 +137,7 @@ class _MesaGradients(torch.autograd.Function):
     """The gradients where they are part of a graph, which leads to an error: zeros would be wrong."""
 
     @staticmethod
-    def forward(ctx: Any, saved: Tensor, o: Tensor, g: Tensor, *inputs: Any) -> tuple[Tensor | None, ...]:
+    def forward(ctx: Any, saved: Tensor, o: Tensor | None, g: Tensor, *inputs: Any) -> tuple[Tensor | None, ...]:
         return _backward(Inputs(*inputs), saved, o, g)
 
     @staticmethod
@@ -145,7 +147,7 @@ class _MesaGradients(torch.autograd.Function):
         )
 
 
-def _backward(inputs: Inputs, saved: Tensor, o: Tensor, g: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(inputs: Inputs, saved: Tensor, o: Tensor | None, g: Tensor) -> tuple[Tensor | None, ...]:
     g = stored(g)
     found = _Gradients(*kernels().mesa_backward(*inputs, saved, g, _LAYOUT, torch.get_num_threads()))
     dforget = None if inputs.log_forget is None else _forget_gradient(inputs, found, o, g)
@@ -154,8 +156,9 @@ def _backward(inputs: Inputs, saved: Tensor, o: Tensor, g: Tensor) -> tuple[Tens
     return found.q, found.k, found.v, found.ridge, dwrite, dforget, dmatrix, found.association, None
 
 
-def _forget_gradient(inputs: Inputs, found: _Gradients, o: Tensor, g: Tensor) -> Tensor:
+def _forget_gradient(inputs: Inputs, found: _Gradients, o: Tensor | None, g: Tensor) -> Tensor:
     assert found.write is not None
+    assert o is not None
     terms = (g * o).sum(-1, dtype=torch.float64) - (found.q * inputs.q).sum(-1, dtype=torch.float64)
     terms -= found.write.double() * (1 if inputs.write is None else inputs.write)
     if found.penalty is not None:
