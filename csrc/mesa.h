@@ -135,7 +135,7 @@ struct Evidence {
   using Element = typename Layout::Element;
   using Vector = typename Layout::Vector;
 
-  View<Element> row;  // the sum and the maximum of write |k|^2, and 0 times the sum of all numbers
+  View<Element> row;  // the sum and the maximum of write |k|^2, and 0 times the sum of all keys and outputs
   Vector zeros;
 
   void allocate(Workspace<Layout>& space) { row = space.matrix(1, 3); }
@@ -358,7 +358,7 @@ struct MesaForward {
       k = rows_to_read(problem.k, group, start, n, dim, k_buffer);
       v = rows_to_read(problem.v, group, start, n, dim_v, v_buffer);
       const View<Element> o = rows_to_write(problem.o, group, start, n, dim_v, o_buffer);
-      evidence.add_keys(k, gates, n, dim), evidence.add(q, n, dim), evidence.add(v, n, dim_v);
+      evidence.add_keys(k, gates, n, dim);
       const bool last = start + n == time;
       ask_for_rows(ahead, problem.o, group, size, start, n, dim_v);
       ask_for_operands(ahead, problem, last ? next : group, last ? 0 : start + n);
@@ -385,6 +385,8 @@ struct MesaForward {
       }
       product<Layout, Into::assign>(ahead, o, n, dim_v, plus<Part::lower>(constant(scores.transposed()), v, n),
                                     plus(constant(solved), constant(past), empty ? 0 : dim));
+      // not finite if a query or a value is not, and where sums have overflowed
+      evidence.add(constant(o), n, dim_v);
       finish_rows(problem.o, o, group, start, n, dim_v);
       if (last) evidence.store(problem, group);
       if (last && problem.final_association == nullptr) break;

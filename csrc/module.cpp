@@ -548,12 +548,12 @@ NB_MODULE(_kernels, module) {
   using namespace mesascope;
   Torch::get();
   module.def("takes", &takes);
-  module.def("fitting", &fitting, nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("ridge").none());
   module.def("linear_forward", &linear_forward);
   module.def("linear_backward", &linear_backward);
   module.def("softmax_forward", &softmax_forward);
   module.def("softmax_backward", &softmax_backward);
   constexpr auto maybe = [](const char* name) { return nb::arg(name).none(); };
+  module.def("fitting", &fitting, maybe("q"), maybe("k"), maybe("v"), maybe("ridge"));
   const nb::arg q("q"), k("k"), v("v"), ridge("ridge"), constant("constant");
   module.def("mesa_forward", &mesa_forward, q, k, v, ridge, maybe("write"), maybe("log_forget"), maybe("matrix"),
              maybe("association"), constant, nb::arg("save"), nb::arg("final"), nb::arg("layout"), nb::arg("threads"));

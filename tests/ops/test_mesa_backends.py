@@ -1,6 +1,5 @@
 """Which backend is chosen, and that compiled kernels are asked for nothing they do not do."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -92,23 +91,13 @@ def test_auto_leaves_to_the_chunks_what_the_kernels_do_not_do(
     assert not empty.calls
 
 
-@pytest.fixture
-def searched_again(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The compiled module is looked for anew, in the test and after it."""
+def test_kernels_that_are_broken_are_not_hidden(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     monkeypatch.delenv("MESASCOPE_NATIVE", raising=False)
-    compiled.native_kernels.cache_clear()
-    yield
-    compiled.native_kernels.cache_clear()
-
-
-def test_kernels_that_are_broken_are_not_hidden(
-    monkeypatch: pytest.MonkeyPatch, operands: tuple[torch.Tensor, ...], tmp_path: Any, searched_again: None
-) -> None:
     (tmp_path / "broken_kernels.py").write_text("import a_library_that_does_not_exist\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(compiled, "MODULE", "broken_kernels")
     with pytest.raises(ModuleNotFoundError, match="a_library_that_does_not_exist"):
-        mesa_attention(*operands)
+        compiled.find_kernels()
 
 
 def test_public_names() -> None:

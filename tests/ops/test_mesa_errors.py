@@ -165,6 +165,43 @@ def test_types_and_devices_must_agree() -> None:
         mesa_attention(X, X.to("meta"), X, RIDGE)
 
 
+@pytest.mark.parametrize("attend", [linear_attention, softmax_attention], ids=["linear", "softmax"])
+def test_types_and_devices_of_linear_and_softmax_attention_must_agree(attend: Any) -> None:
+    with pytest.raises(InputError, match=r"k: got 'meta', .* device of q \(cpu\)"):
+        attend(X, X.to("meta"), X)
+    with pytest.raises(InputError, match=r"k: got 'cpu', .* device of q \(meta\)"):
+        attend(X.to("meta"), X, X)
+    with pytest.raises(InputError, match=r"v: got torch.float64, .* dtype of q \(torch.float32\)"):
+        attend(X, X, X.double())
+    assert attend(*[X.to("meta")] * 3).shape == X.shape
+    with torch.autocast("cpu", torch.bfloat16):
+        assert attend(X.bfloat16(), X, X).shape == X.shape
+
+
+@pytest.mark.parametrize(
+    "attend", [mesa_attention, linear_attention, softmax_attention], ids=["mesa", "linear", "softmax"]
+)
+@pytest.mark.parametrize("position", range(3), ids=["q", "k", "v"])
+def test_operands_must_be_tensors(position: int, attend: Any) -> None:
+    operands: list[Any] = [X, X, X]
+    operands[position] = None
+    ridge = [RIDGE] if attend is mesa_attention else []
+    with pytest.raises(InputError, match=f"{'qkv'[position]}: got None, but it must be a tensor"):
+        attend(*operands, *ridge)
+
+
+def test_a_ridge_gates_and_ends_must_be_tensors() -> None:
+    unknown: Any = None
+    with pytest.raises(InputError, match="ridge: got None, but it must be a tensor"):
+        mesa_attention(X, X, X, unknown)
+    for name in ("log_forget", "write"):
+        with pytest.raises(InputError, match=rf"{name}: got 0.5, but it must be a tensor or None"):
+            mesa_attention(X, X, X, RIDGE, **{name: 0.5})
+    ends: Any = [0, 4]
+    with pytest.raises(InputError, match=r"cu_seqlens: got \[0, 4\], but it must be a tensor"):
+        mesa_attention(X[:1], X[:1], X[:1], RIDGE, cu_seqlens=ends)
+
+
 def test_misspelt_names_are_corrected() -> None:
     with pytest.raises(InputError, match=r"regularizer: got 'const', .* did you mean 'constant'\?"):
         mesa_attention(X, X, X, RIDGE, regularizer="const")
@@ -190,6 +227,18 @@ def test_a_state_must_fit() -> None:
     changed = MesaState("initial", -state.matrix, state.association)
     with pytest.raises(InputError, match=r"state: its inverse matrix is not positive definite in torch.float32"):
         mesa_attention(X, X, X, RIDGE, state=changed)
+
+
+def test_an_initial_state_needs_a_ridge_and_sizes() -> None:
+    sizes = {"batch": 2, "heads": 3, "key_dim": 4, "value_dim": 5}
+    for value in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(InputError, match=r"ridge: got .* but (it|all of them) must be"):
+            MesaState.initial(value * torch.ones(3), **sizes)
+    with pytest.raises(InputError, match=r"ridge: got torch.int64, .* floating-point"):
+        MesaState.initial(torch.ones(3, dtype=torch.int64), **sizes)
+    for name, smallest in (("batch", 0), ("heads", 0), ("key_dim", 1), ("value_dim", 0)):
+        with pytest.raises(InputError, match=rf"{name}: got {smallest - 1}, .* at least {smallest}"):
+            MesaState.initial(torch.ones(()), **(sizes | {name: smallest - 1}))
 
 
 def test_a_step_needs_one_token_and_what_its_state_lacks() -> None:

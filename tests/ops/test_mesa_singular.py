@@ -148,3 +148,22 @@ def test_a_state_that_overflows_is_an_error() -> None:
     with pytest.raises(InputError, match=r"state.*(NaN or infinite|destroyed)"):
         decode(state, x, x, x, torch.full((1, 900, 1), math.log(0.9)), outputs)
     assert bool(torch.stack(outputs).isfinite().all())
+
+
+@pytest.mark.skipif(not native_available(), reason="this run is without compiled kernels")
+def test_native_computes_in_float64_what_overflows_on_the_way() -> None:
+    """A sum of values beyond the number range of float32, and a ridge whose inverse is."""
+    key, value = torch.tensor([1.0, 0.0, 0.0, 0.0]).expand(1, 100, 1, 4), torch.full((1, 100, 1, 4), 1e37)
+    count = torch.arange(1.0, 101)[:, None, None]
+    torch.testing.assert_close(mesa_attention(key, key, value, torch.ones(1)), count / (1 + count) * value)
+    ones = torch.ones(1, 3, 1, 2)
+    assert torch.equal(mesa_attention(ones, 0 * ones, ones, torch.tensor([1e-40])), 0 * ones)
+
+
+@pytest.mark.parametrize("forget", [False, True])
+def test_a_state_that_no_keys_can_have_is_an_error(forget: bool) -> None:
+    x, matrix = torch.randn(1, 6, 1, 4), -10 * torch.eye(4).expand(1, 1, 4, 4)
+    gates = {"log_forget": torch.full((1, 6, 1), -0.1)} if forget else {}
+    state = MesaState("constant", matrix, torch.zeros(1, 1, 4, 4))
+    with pytest.raises(InputError, match=r"ridge: .* too small for keys of this size"):
+        mesa_attention(x, x, x, torch.ones(1), regularizer="constant", state=state, **gates)

@@ -12,6 +12,7 @@ from torch import Tensor
 from mesascope.errors import CheckpointError, InputError, StorageError
 from mesascope.files import write_tensors
 from mesascope.ops import MesaState, mesa_attention
+from mesascope.ops.mesa.problem import Regularizer
 
 from .mesa_cases import BACKENDS, GATES, REGULARIZERS, SHAPES, Case, Operands, draw, relative
 
@@ -129,6 +130,17 @@ def test_initial_states() -> None:
     assert constant.matrix.dtype == torch.float32
     with pytest.raises(InputError, match=r"ridge: got shape \(1, 3\)"):
         MesaState.initial(ridge, batch=2, heads=2, key_dim=2, value_dim=5)
+
+
+@pytest.mark.parametrize("regularizer", REGULARIZERS)
+@pytest.mark.parametrize(("batch", "heads"), [(0, 2), (3, 0)])
+def test_steps_of_no_head_at_all(batch: int, heads: int, regularizer: Regularizer) -> None:
+    ridge, q, v = torch.ones(()), torch.ones(batch, heads, 4), torch.ones(batch, heads, 5)
+    sizes = {"batch": batch, "heads": heads, "key_dim": 4, "value_dim": 5}
+    state = MesaState.initial(ridge, **sizes, regularizer=regularizer)
+    output, after = state.step(q, q, v, ridge)
+    assert output.shape == v.shape
+    assert after.matrix.shape == state.matrix.shape
 
 
 def test_a_state_moves_between_types_and_out_of_the_graph() -> None:

@@ -2,16 +2,26 @@
 
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from functools import partial
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from mesascope.errors import InputError
 from mesascope.nn import LayerNorm, MesaAttention, Norm, UnitNorm
-from mesascope.ops import MesaState, linear_attention, mesa_attention, mesa_attention_map, softmax_attention
+from mesascope.ops import (
+    MesaState,
+    linear_attention,
+    mesa_attention,
+    mesa_attention_map,
+    native_available,
+    softmax_attention,
+)
+from mesascope.ops.mesa.attention import Backend
 
 from .mesa_cases import BACKENDS, REGULARIZERS, Case, Operands, draw, relative
 
@@ -133,7 +143,7 @@ COMPILING = """
 import torch
 from mesascope import MesaState, mesa_attention
 from mesascope.errors import InputError
-from mesascope.ops import mesa_attention_map
+from mesascope.ops import linear_attention, mesa_attention_map, softmax_attention
 
 generator = torch.Generator().manual_seed(0)
 q, k, v = (torch.randn(2, 12, 2, 3, generator=generator, requires_grad=True) for _ in range(3))
@@ -166,18 +176,87 @@ for regularizer in ("initial", "constant"):
     state = MesaState.initial(ridge, batch=2, heads=2, key_dim=3, value_dim=3, regularizer=regularizer)
     values = regularizer, state.matrix, state.association
     print(torch.allclose(step(*values), compiled(*values)))
+
+for attend in (linear_attention, softmax_attention):
+    opaque = torch.compile(lambda q: 2 * attend(q, k, v), backend="aot_eager", fullgraph=True)
+    print(torch.allclose(opaque(q), 2 * attend(q, k, v)))
+
+class Exported(torch.nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, *operands):
+        return self.function(*operands)
+
+for attend in (lambda q: mesa_attention(q, k, v, ridge), lambda q: mesa_attention_map(q, k, ridge)):
+    try:
+        torch.export.export(Exported(attend), (q,))
+    except InputError as error:
+        print(error)
+values = state.matrix, state.association
+program = torch.export.export(Exported(lambda *values: step("constant", *values)), values)
+print(torch.allclose(program.module()(*values), step("constant", *values)))
 """
 
 
 def test_compiling() -> None:
-    """The op breaks the graph, and what is around it is compiled; a step is one graph.
+    """The op breaks the graph, and what is around it is compiled; a step is one graph, and others are opaque in theirs.
 
     In a fresh interpreter, in which shapes are not checked: the compiler cannot trace such checks.
     """
     command = [sys.executable, "-c", COMPILING]
     printed = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout
     error = "ridge: got a smallest value of -1, but it must be greater than 0"
-    assert printed.splitlines() == ["True", error, "True", "True"]
+    *compiled, map_refused, layer_refused, exported = printed.splitlines()
+    assert compiled == ["True", error, "True", "True", "True", "True"]
+    assert map_refused == layer_refused
+    assert map_refused.startswith("mesa attention cannot be exported by torch.export")
+    assert exported == "True"
+
+
+@pytest.mark.usefixtures("unchecked_shapes")
+def test_a_tracer_sees_what_depends_on_its_input() -> None:
+    operands = draw(Case((1, 6, 2, 3, 3)))
+
+    def attend(q: Tensor, backend: Backend = "auto") -> Tensor:
+        return mesa_attention(q, operands.k, operands.v, operands.ridge, backend=backend)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        traced = torch.jit.trace(attend, (operands.q,))  # type: ignore[no-untyped-call]
+        assert relative(traced(2 * operands.q), attend(2 * operands.q)) <= 1e-12
+        if native_available():
+            with pytest.raises(InputError, match=r"backend: got 'native', .* a tracer or a dispatch mode"):
+                torch.jit.trace(lambda q: attend(q, "native"), (operands.q,))  # type: ignore[no-untyped-call]
+
+
+def test_a_dispatch_mode_sees_operations() -> None:
+    operands = draw(Case((1, 6, 2, 3, 3)))
+    with FlopCounterMode(display=False) as counter:
+        mesa_attention(operands.q, operands.k, operands.v, operands.ridge)
+    assert counter.get_total_flops() > 0
+
+
+def test_gradients_of_the_native_kernels_are_not_mapped() -> None:
+    operands = draw(Case((1, 6, 2, 3, 3)))
+    if native_available():
+        keys = operands.k.requires_grad_()
+        o = mesa_attention(operands.q, keys, operands.v, operands.ridge)
+        with pytest.raises(RuntimeError, match=r"its gradients cannot be mapped .* ask for one at a time"):
+            torch.autograd.grad(o, keys, torch.stack([o.detach()] * 2), is_grads_batched=True)
+
+
+def test_packing_is_refused_inside_vmap() -> None:
+    operands = draw(Case((1, 6, 2, 3, 3)))
+
+    def attend(q: Tensor) -> Tensor:
+        ends = torch.tensor([0, 2, 6])
+        return mesa_attention(q, operands.k, operands.v, operands.ridge, cu_seqlens=ends)
+
+    with pytest.raises(InputError, match=r"cu_seqlens: sequences cannot be packed inside torch\.vmap"):
+        torch.vmap(attend)(torch.stack([operands.q] * 2))
 
 
 def test_vmap_of_a_step() -> None:

@@ -1,10 +1,9 @@
-"""The native kernels, where they were built: one compiled module that is found at the first use, or is not there.
+"""The native kernels, where they were built: one compiled module that is found with this one, or is not there.
 
 The environment variable MESASCOPE_NATIVE=0 hides them, so that everything runs on plain torch.
 """
 
 import os
-from functools import cache
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -16,8 +15,7 @@ MODULE = "mesascope.ops._kernels"
 NEEDED_BY_KERNELS = "a C++ compiler and a torch that has torch.Tensor.__dlpack_c_exchange_api__"
 
 
-@cache
-def native_kernels() -> ModuleType | None:
+def find_kernels() -> ModuleType | None:
     """The compiled module, or None where the installation has none or MESASCOPE_NATIVE is 0.
 
     It reads and makes tensors by the exchange table of DLPack, which older versions of torch do not have.
@@ -30,6 +28,14 @@ def native_kernels() -> ModuleType | None:
         if error.name != MODULE:
             raise
         return None
+
+
+_KERNELS = find_kernels()  # not at the first use, which torch.compile would trace
+
+
+def native_kernels() -> ModuleType | None:
+    """What `find_kernels` has found."""
+    return _KERNELS
 
 
 def transforms() -> list[Any]:

@@ -9,7 +9,7 @@ from torch.autograd.function import once_differentiable
 
 from mesascope.ops.kernels import computable, fitting, native_kernels, observed, transforms
 from mesascope.ops.native import direct_linear_attention, linear_attention_operator
-from mesascope.ops.operands import check_shapes
+from mesascope.ops.operands import check_shapes, check_types
 
 
 def linear_attention_map(
@@ -31,11 +31,12 @@ def linear_attention(
     kernels compute it in O(T) time and memory; elsewhere the masked product is formed, O(T^2) per head.
 
     Raises:
-        InputError: the shapes do not fit.
+        InputError: the shapes do not fit, or devices or dtypes differ.
     """
     if not observed() and fitting(q, k, v):
         return direct_linear_attention(q, k, v)
     check_shapes(q, k, v)
+    check_types(q, k, v)
     if native_kernels() is not None and computable(q, k, v):
         return linear_attention_operator(q, k, v)
     if transforms():

@@ -1,5 +1,6 @@
 """What queries, keys and values must be, whatever is computed from them."""
 
+import torch
 from torch import Tensor
 
 from mesascope.errors import require
@@ -11,9 +12,30 @@ def check_shapes(q: Tensor, k: Tensor, v: Tensor) -> None:
     Raises:
         InputError: names the operand, its shape and what is allowed.
     """
-    if q.dim() == v.dim() == 4 and q.shape[-1] > 0 and k.shape == q.shape and v.shape[:3] == q.shape[:3]:
+    tensors = isinstance(q, Tensor) and isinstance(k, Tensor) and isinstance(v, Tensor)
+    if tensors and q.dim() == v.dim() == 4 and q.shape[-1] > 0 and k.shape == q.shape and v.shape[:3] == q.shape[:3]:
         return  # before sizes are put into words, which torch.compile would take for constants
+    for name, operand in (("q", q), ("k", k), ("v", v)):
+        require(isinstance(operand, Tensor), name, operand, "a tensor")
     require(q.dim() == 4 and q.shape[-1] > 0, "q", tuple(q.shape), "of shape [B, T, H, D] with D > 0")
     require(k.shape == q.shape, "k", tuple(k.shape), f"of the shape of q {tuple(q.shape)}")
     batch, time, heads, _ = q.shape
     require(False, "v", tuple(v.shape), f"of shape [{batch}, {time}, {heads}, Dv]")
+
+
+def check_types(q: Tensor, k: Tensor, v: Tensor) -> None:
+    """Raise an error unless all are on one device and of one dtype, which may differ under torch.autocast.
+
+    Raises:
+        InputError: names the operand, what it is and what is allowed.
+    """
+    for name, operand in (("k", k), ("v", v)):
+        if operand.device != q.device:
+            require(False, name, str(operand.device), f"on the device of q ({q.device})")
+        if operand.dtype != q.dtype and not autocast(q.device):
+            require(False, name, operand.dtype, f"of the dtype of q ({q.dtype})")
+
+
+def autocast(device: torch.device) -> bool:
+    """Whether torch.autocast is active for a device."""
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mesascope.ops.kernels import computable, native_kernels, unobserved
 from mesascope.ops.native import direct_softmax_attention, softmax_attention_operator
-from mesascope.ops.operands import check_shapes
+from mesascope.ops.operands import check_shapes, check_types
 
 _LONGEST_NATIVE, _LARGEST_NATIVE_HEAD, _LARGEST_NATIVE, _FEWEST_NATIVE_HEADS = 512, 128, 16_384, 4
 """Up to this length T, this size D of a head and this T D, and from this many heads of all rows on, the native kernel
@@ -31,17 +31,18 @@ def softmax_attention(
     Differentiable once by the native kernels, which compute short sequences on a CPU.
 
     Raises:
-        InputError: the shapes do not fit.
+        InputError: the shapes do not fit, or devices or dtypes differ.
     """
     check_shapes(q, k, v)
     batch, time, heads, size = q.shape
     largest = max(size, v.shape[-1])
     small = time <= _LONGEST_NATIVE and largest <= _LARGEST_NATIVE_HEAD and time * largest <= _LARGEST_NATIVE
-    if small and batch * heads >= _FEWEST_NATIVE_HEADS:
-        if v.numel() > 0 and unobserved(q, k, v):
-            return direct_softmax_attention(q, k, v)
-        if native_kernels() is not None and computable(q, k, v):
-            return softmax_attention_operator(q, k, v)
+    native = small and batch * heads >= _FEWEST_NATIVE_HEADS
+    if native and v.numel() > 0 and unobserved(q, k, v):
+        return direct_softmax_attention(q, k, v)
+    check_types(q, k, v)
+    if native and native_kernels() is not None and computable(q, k, v):
+        return softmax_attention_operator(q, k, v)
     return softmax_attention_product(q, k, v)
 
 

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
+from mesascope.errors import InputError
 from mesascope.ops.mesa.backends import choose
 from mesascope.ops.mesa.case import Case
 from mesascope.ops.mesa.checks import Operands, check_cu_seqlens, check_regularizer, prepare
@@ -105,15 +106,17 @@ def mesa_attention(
     limits: where bounds on the ridge and the keys say that float32 could not, it computes in float64, and where float64
     could not, as "chunked".
 
-    Under torch.compile the op is not fused: it breaks the graph and runs as it is. Under torch.autocast it computes in
-    float32. Inside torch.vmap and torch.func.grad "auto" is chunked and "native" an error; under vmap values are not
-    checked, but a failing solve is still an error of "chunked". Forward-mode differentiation raises torch's own error.
+    Under torch.compile the op is not fused: it breaks the graph and runs as it is; torch.export is refused. Under
+    torch.autocast it computes in float32. Where a tracer or a dispatch mode looks on, and inside torch.vmap and
+    torch.func.grad, "auto" is chunked and "native" an error; under vmap values are not checked, but a failing solve is
+    still an error of "chunked". Forward-mode differentiation raises torch's own error.
 
     Raises:
         InputError: shapes, types, devices or values are not as above, or the problem is singular in this dtype: the
             ridge too small for the keys, or forgotten (use "constant"). A solve of the backward pass can fail as well.
     """
     if torch.compiler.is_compiling():
+        _refuse_export()
         from mesascope.ops.mesa import uncompiled
 
         return uncompiled.mesa_attention(
@@ -157,6 +160,7 @@ def mesa_attention_map(
     of q and differentiable any number of times.
     """
     if torch.compiler.is_compiling():
+        _refuse_export()
         from mesascope.ops.mesa import uncompiled
 
         return uncompiled.mesa_attention_map(q, k, ridge, log_forget=log_forget, write=write, regularizer=regularizer)
@@ -172,6 +176,15 @@ def mesa_attention_map(
         weights = solve_queries(queries, keys, operands.ridge, forget, strength, regularizer, None) @ keys.mT
         weights = weights.tril() if forget is None else weights * decay_inside(forget.cumsum(-1))
         return (weights if strength is None else weights * strength[:, :, None]).to(q.dtype)
+
+
+def _refuse_export() -> None:
+    """Raise an error inside torch.export, which cannot leave a call as it is."""
+    if torch.compiler.is_exporting():
+        raise InputError(
+            "mesa attention cannot be exported by torch.export, because every solve is verified by its values; export "
+            "MesaState.step, or compile the model with torch.compile"
+        )
 
 
 def _attend(

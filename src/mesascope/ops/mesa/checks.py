@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from mesascope.errors import InputError, require, suggest
-from mesascope.ops.kernels import fitting, readable, transformed, transforms
+from mesascope.ops.kernels import fitting, observed, transforms, unobserved
 from mesascope.ops.mesa.problem import Regularizer
-from mesascope.ops.operands import check_shapes
+from mesascope.ops.operands import autocast, check_shapes
 
 _HALF = (torch.float16, torch.bfloat16)
 _REGULARIZERS = get_args(Regularizer)
@@ -65,14 +65,17 @@ def prepare(
         InputError: names the operand, what it is and what is allowed.
     """
     given = Operands(q, k, v, ridge, log_forget, write)
-    if log_forget is None and write is None and not transformed() and fitting(q, k, v, ridge):
+    plain = log_forget is None and write is None and ridge is not None
+    if plain and not observed() and fitting(q, k, v, ridge):
         return given
     check_shapes(q, k, v)
+    require(isinstance(ridge, Tensor), "ridge", ridge, "a tensor")
     batch, _, heads, d = q.shape
     for name, gate in (("log_forget", log_forget), ("write", write)):
         if gate is not None:
+            require(isinstance(gate, Tensor), name, gate, "a tensor or None")
             require(gate.shape == q.shape[:3], name, tuple(gate.shape), f"of shape [B, T, H] = {tuple(q.shape[:3])}")
-    uniform = not transformed() and readable(*given)
+    uniform = unobserved(*given)
     if not uniform:
         given = Operands(**{name: operand.resolve_neg() for name, operand in given.named().items()})
         uniform = _check_types(given)
@@ -146,6 +149,9 @@ def check_cu_seqlens(cu_seqlens: Tensor, q: Tensor) -> list[int]:
     Raises:
         InputError: `cu_seqlens` does not divide T tokens of one row into sequences.
     """
+    if torch._C._functorch.TransformType.Vmap in transforms():
+        raise InputError("cu_seqlens: sequences cannot be packed inside torch.vmap; pad them")
+    require(isinstance(cu_seqlens, Tensor), "cu_seqlens", cu_seqlens, "a tensor")
     batch, time = q.shape[:2]
     require(batch == 1, "q", tuple(q.shape), "of one row, B = 1, when sequences are packed with cu_seqlens")
     integer = not (cu_seqlens.is_floating_point() or cu_seqlens.is_complex() or cu_seqlens.dtype == torch.bool)
@@ -176,14 +182,13 @@ def _check_types(operands: Operands) -> bool:
     if dtype.is_floating_point and all(x is None or (x.dtype == dtype and x.device == device) for x in operands):
         return True
     require(q.is_floating_point(), "q", q.dtype, "a floating-point tensor")
-    autocast = torch.is_autocast_enabled(q.device.type)
     for name, operand in operands.named().items():
         require(operand.device == q.device, name, str(operand.device), f"on the device of q ({q.device})")
         if operand.dtype == q.dtype:
             continue
         # what is small may keep its digits, and under autocast some layers give float32 and some half precision
         narrow = {q.dtype, operand.dtype} <= {*_HALF, torch.float32}
-        allowed = narrow and (autocast or (name not in ("k", "v") and operand.dtype == compute_dtype(q.dtype)))
+        allowed = narrow and (autocast(device) or (name not in ("k", "v") and operand.dtype == compute_dtype(q.dtype)))
         require(allowed, name, operand.dtype, f"of the dtype of q ({q.dtype})")
     return False
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mesascope.errors import InputError
-from mesascope.ops.kernels import native_kernels, readable, transformed
+from mesascope.ops.kernels import native_kernels, unobserved
 from mesascope.ops.mesa.case import Case
 from mesascope.ops.mesa.checks import check_finite, check_ridge, expand_ridge, without_copies
 from mesascope.ops.mesa.gated import remaining_at_end
@@ -29,13 +29,16 @@ def available() -> bool:
 def supports(case: Case) -> bool:
     """Whether the kernels compute this case: operands on the CPU whose values are known."""
     state = () if case.state is None else (case.state.matrix, case.state.association)
-    return not transformed() and readable(case.q, case.k, case.v, case.ridge, case.write, case.log_forget, *state)
+    return unobserved(case.q, case.k, case.v, case.ridge, case.write, case.log_forget, *state)
 
 
 @torch.no_grad()
-def _usable(state: MesaState) -> bool:
-    """Whether an inverse is still positive definite; the chunked form says what is wrong with one that is not."""
-    return state.regularizer == "constant" or not bool(torch.linalg.cholesky_ex(state.matrix)[1].any())
+def _usable(state: MesaState, ridge: Tensor) -> bool:
+    """Whether H_0 is still positive definite; the chunked form says what is wrong with one that is not."""
+    matrix = state.matrix
+    if state.regularizer == "constant":
+        matrix = matrix + torch.diag_embed(ridge)
+    return not bool(torch.linalg.cholesky_ex(matrix)[1].any())
 
 
 _LARGEST_GAIN = {torch.float32: 256.0, torch.float64: 1e5}
@@ -82,9 +85,10 @@ def _bounds(case: Case, evidence: Evidence) -> tuple[float, float]:
 
 def _well_conditioned(case: Case, evidence: Evidence) -> bool:
     """Whether the kernels are accurate in the dtype of the operands; looked at head by head only where it matters."""
-    # found while they were read, which is cheaper than reading them once more before
+    # seen in what comes out, which is cheaper than reading the operands once more before
     if not math.isfinite(evidence.zero):
         check_finite({"q": case.q, "k": case.k, "v": case.v})
+        return False  # it has overflowed
     if case.state is None and case.log_forget is None:
         condition = (evidence.largest_ridge + evidence.total) / evidence.smallest_ridge
         if _accurate(case, condition, evidence.largest / evidence.smallest_ridge):
@@ -106,8 +110,9 @@ def attend(case: Case) -> tuple[Tensor, MesaState | None]:
     """
     if not supports(case):
         raise InputError(
-            f"backend: got 'native', but the kernels compute on the CPU (q is on {case.q.device}), not inside "
-            'torch.vmap, torch.func.grad or forward-mode differentiation; use backend="chunked" or "auto"'
+            f"backend: got 'native', but the kernels compute plain tensors on the CPU (q is a {type(case.q).__name__} "
+            f"on {case.q.device}), not inside torch.vmap, torch.func.grad, forward-mode differentiation, a tracer or a "
+            'dispatch mode; use backend="chunked" or "auto"'
         )
     return compute(case)
 
@@ -125,7 +130,7 @@ def compute(case: Case) -> tuple[Tensor, MesaState | None]:
         check_ridge(case.ridge)  # by the kernels that is done too late for what is composed here
         case = _expanded(case)
     q, k, v, ridge, log_forget, write, regularizer, state, return_state = case
-    if state is not None and not _usable(state):
+    if state is not None and not _usable(state, ridge):
         return PORTABLE["chunked"](case)
     # the gradient of a state takes two products with its inverse
     if k.dtype == torch.float32 and torch.is_grad_enabled() and state is not None and state.matrix.requires_grad:

@@ -43,7 +43,8 @@ class Evidence(NamedTuple):
     """What tells whether a problem is well posed.
 
     Attributes:
-        of_heads: `[B, H, 3]`: the sum and the maximum over time of write |k|^2, and 0; NaN unless q, k, v are finite.
+        of_heads: `[B, H, 3]`: the sum and the maximum over time of write |k|^2, and 0; NaN unless k and o are finite,
+            which they are not if q or v is not.
         total, largest, zero: the largest of each over all heads.
         smallest_ridge, largest_ridge: over all coordinates.
     """
@@ -149,6 +150,11 @@ class _MesaGradients(torch.autograd.Function):
 
 def _backward(inputs: Inputs, saved: Tensor, o: Tensor | None, g: Tensor) -> tuple[Tensor | None, ...]:
     g = stored(g)
+    if torch._C._functorch.is_batchedtensor(g) or torch._C._functorch.is_legacy_batchedtensor(g):
+        raise RuntimeError(
+            "mesa attention: its gradients cannot be mapped (torch.vmap, is_grads_batched, vectorize); "
+            "ask for one at a time"
+        )
     found = _Gradients(*kernels().mesa_backward(*inputs, saved, g, _LAYOUT, torch.get_num_threads()))
     dforget = None if inputs.log_forget is None else _forget_gradient(inputs, found, o, g)
     dmatrix = None if inputs.matrix is None else _matrix_gradient(inputs, found)

@@ -92,6 +92,8 @@ def relative_size(residual: Tensor, x: Tensor) -> float:
 
     A right-hand side that is not finite, like the gradient of a loss that has overflowed, is no failure of a solve.
     """
+    if x.numel() == 0:
+        return 0.0
     limits = torch.finfo(x.dtype)
     size = x.abs().amax(-1)
     # vectors below the floor lose their digits to underflow, which is harmless

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mesascope.errors import CheckpointError, InputError, require
 from mesascope.files import read_tensors, write_tensors
-from mesascope.ops.mesa.checks import check_regularizer, compute_dtype, expand_ridge, prepare, tracing
+from mesascope.ops.mesa.checks import check_regularizer, check_ridge, compute_dtype, expand_ridge, prepare, tracing
 from mesascope.ops.mesa.problem import LARGEST_RESIDUAL, Regularizer, relative_size
 
 _FORMAT = "mesa state"
@@ -50,9 +50,15 @@ class MesaState:
             regularizer: "initial" or "constant".
 
         Raises:
-            InputError: the ridge has another shape, or there is no such regularizer.
+            InputError: the ridge has another shape or a value that is not allowed, a size is negative, keys have no
+                coordinates, or there is no such regularizer.
         """
         check_regularizer(regularizer)
+        for name, size in (("batch", batch), ("heads", heads), ("value_dim", value_dim)):
+            require(size >= 0, name, size, "at least 0")
+        require(key_dim >= 1, "key_dim", key_dim, "at least 1")
+        require(ridge.is_floating_point(), "ridge", ridge.dtype, "a floating-point tensor")
+        check_ridge(ridge)
         ridge = expand_ridge(ridge.to(compute_dtype(ridge.dtype)), batch, heads, key_dim)
         matrix = torch.diag_embed(1 / ridge if regularizer == "initial" else torch.zeros_like(ridge))
         return cls(regularizer, matrix, ridge.new_zeros(batch, heads, value_dim, key_dim))
