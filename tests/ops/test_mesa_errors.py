@@ -77,6 +77,14 @@ def test_operands_must_be_finite(position: int, bad: float) -> None:
         mesa_attention(*operands, RIDGE)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ["q", "k"])
+def test_operands_must_be_finite_where_nothing_comes_out(name: str, backend: Any) -> None:
+    operands = {"q": X, "k": X, "v": X[..., :0], name: X * math.nan}
+    with pytest.raises(InputError, match=f"{name}: got values from nan to nan"):
+        mesa_attention(**operands, ridge=RIDGE, backend=backend)
+
+
 def test_gates_and_ridge_must_be_finite() -> None:
     with pytest.raises(InputError, match=r"log_forget: got values from -inf to -inf, but all of them must be finite"):
         mesa_attention(X, X, X, RIDGE, log_forget=GATE - math.inf)
@@ -176,6 +184,10 @@ def test_types_and_devices_of_linear_and_softmax_attention_must_agree(attend: An
     assert attend(*[X.to("meta")] * 3).shape == X.shape
     with torch.autocast("cpu", torch.bfloat16):
         assert attend(X.bfloat16(), X, X).shape == X.shape
+        with pytest.raises(InputError, match=r"k: got torch.float64, .* dtype of q \(torch.float32\)"):
+            attend(X, X.double(), X)
+    with pytest.raises(InputError, match=r"q: got torch.int64, .* floating-point"):
+        attend(*[X.long()] * 3)
 
 
 @pytest.mark.parametrize(
@@ -190,15 +202,25 @@ def test_operands_must_be_tensors(position: int, attend: Any) -> None:
         attend(*operands, *ridge)
 
 
+def test_operands_of_a_step_must_be_tensors() -> None:
+    state, x = MesaState.initial(RIDGE, batch=2, heads=3, key_dim=5, value_dim=5), X[:, 0]
+    for name, bad in (("q", None), ("k", None), ("v", None), ("write", 0.5)):
+        operands: dict[str, Any] = {"q": x, "k": x, "v": x, name: bad}
+        with pytest.raises(InputError, match=f"{name}: got {bad}, but it must be a tensor"):
+            state.step(**operands)
+    with pytest.raises(InputError, match=r"ridge: got 1.0, but it must be a tensor"):
+        MesaState.initial(1.0, batch=2, heads=3, key_dim=5, value_dim=5)  # type: ignore[arg-type]
+
+
 def test_a_ridge_gates_and_ends_must_be_tensors() -> None:
     unknown: Any = None
     with pytest.raises(InputError, match="ridge: got None, but it must be a tensor"):
         mesa_attention(X, X, X, unknown)
     for name in ("log_forget", "write"):
-        with pytest.raises(InputError, match=rf"{name}: got 0.5, but it must be a tensor or None"):
+        with pytest.raises(InputError, match=rf"{name}: got 0.5, but it must be a tensor"):
             mesa_attention(X, X, X, RIDGE, **{name: 0.5})
     ends: Any = [0, 4]
-    with pytest.raises(InputError, match=r"cu_seqlens: got \[0, 4\], but it must be a tensor"):
+    with pytest.raises(InputError, match="cu_seqlens: got 'list', but it must be a tensor"):
         mesa_attention(X[:1], X[:1], X[:1], RIDGE, cu_seqlens=ends)
 
 

@@ -160,6 +160,17 @@ def test_native_computes_in_float64_what_overflows_on_the_way() -> None:
     assert torch.equal(mesa_attention(ones, 0 * ones, ones, torch.tensor([1e-40])), 0 * ones)
 
 
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("eigenvalue", [-0.1, -0.9])
+def test_a_state_with_negative_eigenvalues_is_solved_while_h_is_positive(eigenvalue: float, backend: str) -> None:
+    """No sum of k k^T has any, and the native kernels count on that."""
+    x, none, one = torch.randn(1, 6, 1, 4).double(), torch.zeros(1, 1, 4, 4).double(), torch.ones(1).double()
+    state = MesaState("constant", none + eigenvalue * torch.eye(4), none)
+    given: Any = {"log_forget": -0.1 * torch.ones(1, 6, 1).double(), "regularizer": "constant", "state": state}
+    found = mesa_attention(x, x, x, one, **given, backend=backend)
+    torch.testing.assert_close(found, mesa_attention(x, x, x, one, **given, backend="reference"))
+
+
 @pytest.mark.parametrize("forget", [False, True])
 def test_a_state_that_no_keys_can_have_is_an_error(forget: bool) -> None:
     x, matrix = torch.randn(1, 6, 1, 4), -10 * torch.eye(4).expand(1, 1, 4, 4)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mesascope.errors import CheckpointError, InputError, StorageError
 from mesascope.files import write_tensors
@@ -130,6 +131,13 @@ def test_initial_states() -> None:
     assert constant.matrix.dtype == torch.float32
     with pytest.raises(InputError, match=r"ridge: got shape \(1, 3\)"):
         MesaState.initial(ridge, batch=2, heads=2, key_dim=2, value_dim=5)
+
+
+def test_an_initial_state_without_numbers() -> None:
+    sizes = {"batch": 2, "heads": 3, "key_dim": 4, "value_dim": 5}
+    assert MesaState.initial(torch.ones(3, device="meta"), **sizes).matrix.is_meta
+    with FakeTensorMode():
+        assert MesaState.initial(torch.ones(3), **sizes).matrix.shape == (2, 3, 4, 4)
 
 
 @pytest.mark.parametrize("regularizer", REGULARIZERS)

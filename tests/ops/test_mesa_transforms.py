@@ -239,13 +239,17 @@ def test_a_dispatch_mode_sees_operations() -> None:
     assert counter.get_total_flops() > 0
 
 
+@pytest.mark.skipif(not native_available(), reason="this run is without compiled kernels")
 def test_gradients_of_the_native_kernels_are_not_mapped() -> None:
     operands = draw(Case((1, 6, 2, 3, 3)))
-    if native_available():
-        keys = operands.k.requires_grad_()
-        o = mesa_attention(operands.q, keys, operands.v, operands.ridge)
-        with pytest.raises(RuntimeError, match=r"its gradients cannot be mapped .* ask for one at a time"):
-            torch.autograd.grad(o, keys, torch.stack([o.detach()] * 2), is_grads_batched=True)
+    keys = operands.k.requires_grad_()
+    o = mesa_attention(operands.q, keys, operands.v, operands.ridge)
+    gradients = torch.stack([o.detach()] * 2)
+    refused = pytest.raises(RuntimeError, match=r"its gradients cannot be mapped .* ask for one at a time")
+    with refused:
+        torch.autograd.grad(o, keys, gradients, retain_graph=True, is_grads_batched=True)
+    with refused:
+        torch.vmap(lambda g: torch.autograd.grad(o, keys, g, retain_graph=True)[0])(gradients)
 
 
 def test_packing_is_refused_inside_vmap() -> None:
@@ -255,8 +259,11 @@ def test_packing_is_refused_inside_vmap() -> None:
         ends = torch.tensor([0, 2, 6])
         return mesa_attention(q, operands.k, operands.v, operands.ridge, cu_seqlens=ends)
 
-    with pytest.raises(InputError, match=r"cu_seqlens: sequences cannot be packed inside torch\.vmap"):
+    with pytest.raises(InputError, match=r"cu_seqlens: packed sequences cannot be mapped by torch\.vmap"):
         torch.vmap(attend)(torch.stack([operands.q] * 2))
+    # what vmap does not map may be packed
+    mapped = torch.vmap(lambda x: x * attend(operands.q))(torch.ones(2, 1))
+    torch.testing.assert_close(mapped, torch.stack([attend(operands.q)] * 2))
 
 
 def test_vmap_of_a_step() -> None:

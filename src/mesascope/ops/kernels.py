@@ -24,10 +24,12 @@ def find_kernels() -> ModuleType | None:
         return None
     try:
         return import_module(MODULE)
-    except ModuleNotFoundError as error:
-        if error.name != MODULE:
-            raise
-        return None
+    except ImportError as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == MODULE:
+            return None
+        raise ImportError(
+            f"{error}; install mesascope again, or set MESASCOPE_NATIVE=0 to do without kernels"
+        ) from error
 
 
 _KERNELS = find_kernels()  # not at the first use, which torch.compile would trace
@@ -43,15 +45,6 @@ def transforms() -> list[Any]:
     if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
         return []
     return [transform.key() for transform in torch._C._functorch.get_interpreter_stack() or ()]
-
-
-def transformed() -> bool:
-    """Whether the caller is compiled, transformed by torch.func or differentiated in forward mode."""
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
-        or torch.autograd.forward_ad._current_level >= 0
-    )
 
 
 def computable(*operands: Tensor) -> bool:
@@ -98,7 +91,13 @@ def fitting(q: Tensor, k: Tensor, v: Tensor, ridge: Tensor | None = None) -> boo
 
 def observed() -> bool:
     """Whether torch.compile, torch.jit, torch.func, forward-mode differentiation or a dispatch mode sees operators."""
-    return transformed() or torch._C._get_tracing_state() is not None or torch._C._len_torch_dispatch_stack() > 0
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch.autograd.forward_ad._current_level >= 0
+        or torch._C._get_tracing_state() is not None
+        or torch._C._len_torch_dispatch_stack() > 0
+    )
 
 
 def unobserved(*operands: Tensor | None) -> bool:

@@ -105,7 +105,7 @@ def mesa_attention(
     1 %, which happens near a condition number of H_t of 1e5 in float32 and 1e13 in float64. With forgetting "chunked"
     loses digits of the gradient of log_forget in float32 where keys leave directions out: 1e-4 at ridge 0.1 and 3e-3 at
     0.01 for 40 tokens of size 130. "native" keeps the limits: where bounds on the ridge and the keys say that float32
-    could not, it computes in float64, and where float64 could not, as "chunked".
+    could not, or the output has overflowed, it computes in float64, and where float64 could not, as "chunked".
 
     Under torch.compile the op is not fused: it breaks the graph and runs as it is; torch.export is refused. Under
     torch.autocast it computes in float32. Where a tracer or a dispatch mode looks on, and inside torch.vmap and
@@ -138,7 +138,7 @@ def mesa_attention(
     if cu_seqlens is None:
         output, final = _attend(operands, regularizer, state, return_state, backend)
     else:
-        lengths = check_cu_seqlens(cu_seqlens, operands.q)
+        lengths = check_cu_seqlens(cu_seqlens, operands)
         padded, final = _attend(pad(operands, lengths), regularizer, state, return_state, backend)
         output = unpad(padded, lengths)
     if output.dtype != q.dtype:

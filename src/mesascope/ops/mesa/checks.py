@@ -14,9 +14,8 @@ from torch import Tensor
 from mesascope.errors import InputError, require, suggest
 from mesascope.ops.kernels import fitting, observed, transforms, unobserved
 from mesascope.ops.mesa.problem import Regularizer
-from mesascope.ops.operands import autocast, check_shapes
+from mesascope.ops.operands import HALF, autocast, check_shapes, require_tensors
 
-_HALF = (torch.float16, torch.bfloat16)
 _REGULARIZERS = get_args(Regularizer)
 
 
@@ -65,15 +64,15 @@ def prepare(
         InputError: names the operand, what it is and what is allowed.
     """
     given = Operands(q, k, v, ridge, log_forget, write)
-    plain = log_forget is None and write is None and ridge is not None
-    if plain and not observed() and fitting(q, k, v, ridge):
+    ungated = log_forget is None and write is None
+    if ungated and ridge is not None and not observed() and fitting(q, k, v, ridge):
         return given
     check_shapes(q, k, v)
-    require(isinstance(ridge, Tensor), "ridge", ridge, "a tensor")
+    require_tensors(ridge=ridge)
     batch, _, heads, d = q.shape
     for name, gate in (("log_forget", log_forget), ("write", write)):
         if gate is not None:
-            require(isinstance(gate, Tensor), name, gate, "a tensor or None")
+            require_tensors(**{name: gate})
             require(gate.shape == q.shape[:3], name, tuple(gate.shape), f"of shape [B, T, H] = {tuple(q.shape[:3])}")
     uniform = unobserved(*given)
     if not uniform:
@@ -96,7 +95,7 @@ def check_regularizer(regularizer: str) -> None:
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which operands of a dtype are computed: half precision in float32."""
-    return torch.float32 if dtype in _HALF else dtype
+    return torch.float32 if dtype in HALF else dtype
 
 
 RidgeAxes = tuple[int | None, int | None, int | None]
@@ -143,17 +142,17 @@ def completed_ridge(q: Tensor, k: Tensor, v: Tensor, ridge: Tensor) -> Tensor:
     return expand_ridge(ridge, batch, heads, d)
 
 
-def check_cu_seqlens(cu_seqlens: Tensor, q: Tensor) -> list[int]:
-    """The lengths of the sequences packed into `q`, `[1, T, H, D]`.
+def check_cu_seqlens(cu_seqlens: Tensor, operands: Operands) -> list[int]:
+    """The lengths of the sequences packed into operands of one row.
 
     Raises:
         InputError: `cu_seqlens` does not divide T tokens of one row into sequences.
     """
-    if torch._C._functorch.TransformType.Vmap in transforms():
-        raise InputError("cu_seqlens: sequences cannot be packed inside torch.vmap; pad them")
-    require(isinstance(cu_seqlens, Tensor), "cu_seqlens", cu_seqlens, "a tensor")
-    batch, time = q.shape[:2]
-    require(batch == 1, "q", tuple(q.shape), "of one row, B = 1, when sequences are packed with cu_seqlens")
+    require_tensors(cu_seqlens=cu_seqlens)
+    if any(torch._C._functorch.is_batchedtensor(x) for x in (cu_seqlens, *operands.named().values())):
+        raise InputError("cu_seqlens: packed sequences cannot be mapped by torch.vmap; pad them")
+    batch, time = operands.q.shape[:2]
+    require(batch == 1, "q", tuple(operands.q.shape), "of one row, B = 1, when sequences are packed with cu_seqlens")
     integer = not (cu_seqlens.is_floating_point() or cu_seqlens.is_complex() or cu_seqlens.dtype == torch.bool)
     require(integer, "cu_seqlens", cu_seqlens.dtype, "integers, for example of dtype torch.int32")
     fits = cu_seqlens.dim() == 1 and len(cu_seqlens) >= 2
@@ -187,7 +186,7 @@ def _check_types(operands: Operands) -> bool:
         if operand.dtype == q.dtype:
             continue
         # what is small may keep its digits, and under autocast some layers give float32 and some half precision
-        narrow = {q.dtype, operand.dtype} <= {*_HALF, torch.float32}
+        narrow = {q.dtype, operand.dtype} <= {*HALF, torch.float32}
         allowed = narrow and (autocast(device) or (name not in ("k", "v") and operand.dtype == compute_dtype(q.dtype)))
         require(allowed, name, operand.dtype, f"of the dtype of q ({q.dtype})")
     return False

@@ -34,10 +34,14 @@ def supports(case: Case) -> bool:
 
 @torch.no_grad()
 def _usable(state: MesaState, ridge: Tensor) -> bool:
-    """Whether H_0 is still positive definite; the chunked form says what is wrong with one that is not."""
+    """Whether tokens can have left such a state; the chunked form verifies what it computes from others.
+
+    With "initial" an inverse is positive definite. With "constant" a sum of k k^T has no negative eigenvalues but
+    those of rounding, and H_t no pivot below the ridge, which the kernels count on.
+    """
     matrix = state.matrix
     if state.regularizer == "constant":
-        matrix = matrix + torch.diag_embed(ridge)
+        matrix = matrix.double() + 1e-3 * torch.diag_embed(ridge.double())
     return not bool(torch.linalg.cholesky_ex(matrix)[1].any())
 
 
@@ -48,7 +52,6 @@ its promise. In float32 the largest error, of the gradient of the values, is 2e-
 
 _LARGEST_GATED_GAIN = {torch.float32: 32.0, torch.float64: 1e5}
 """The same with gates: the gradient of log_forget, a sum of terms of both signs, has an error above 1e-4 at 100."""
-
 
 _LARGEST_CONDITION = {dtype: LARGEST_RESIDUAL / torch.finfo(dtype).eps for dtype in (torch.float32, torch.float64)}
 """The condition number of H_t up to which no solution needs to be verified."""
@@ -85,10 +88,12 @@ def _bounds(case: Case, evidence: Evidence) -> tuple[float, float]:
 
 def _well_conditioned(case: Case, evidence: Evidence) -> bool:
     """Whether the kernels are accurate in the dtype of the operands; looked at head by head only where it matters."""
-    # seen in what comes out, which is cheaper than reading the operands once more before
-    if not math.isfinite(evidence.zero):
+    # seen in what comes out, if anything does, which is cheaper than reading the operands once more before
+    seen_finite = math.isfinite(evidence.zero)
+    if not seen_finite or case.v.shape[-1] == 0:
         check_finite({"q": case.q, "k": case.k, "v": case.v})
-        return False  # it has overflowed
+    if not seen_finite:  # finite operands: it has overflowed
+        return False
     if case.state is None and case.log_forget is None:
         condition = (evidence.largest_ridge + evidence.total) / evidence.smallest_ridge
         if _accurate(case, condition, evidence.largest / evidence.smallest_ridge):
@@ -121,7 +126,7 @@ def compute(case: Case) -> tuple[Tensor, MesaState | None]:
     """The same for a case that the kernels support.
 
     Where bounds that are cheap to tell say that float32 could lose too many digits it is computed in float64, and where
-    float64 could by the chunked form, which verifies its solutions and refines them.
+    float64 could by the chunked form, which verifies its solutions and refines them. So is an output that overflows.
 
     After other work, which leaves the caches full of its data, an operation of torch takes tens of microseconds instead
     of one: without a state there are next to none but the kernels.

@@ -43,8 +43,8 @@ class Evidence(NamedTuple):
     """What tells whether a problem is well posed.
 
     Attributes:
-        of_heads: `[B, H, 3]`: the sum and the maximum over time of write |k|^2, and 0; NaN unless k and o are finite,
-            which they are not if q or v is not.
+        of_heads: `[B, H, 3]`: the sum and the maximum over time of write |k|^2, and 0; NaN if k or o is not finite, or
+            has overflowed in a sum. Without columns of v nothing is known of q.
         total, largest, zero: the largest of each over all heads.
         smallest_ridge, largest_ridge: over all coordinates.
     """

@@ -11,6 +11,7 @@ from mesascope.ops.mesa import chunked, reference
 from mesascope.ops.mesa.case import Case
 from mesascope.ops.mesa.checks import completed_ridge
 from mesascope.ops.mesa.state import MesaState
+from mesascope.ops.operands import autocast
 
 Attend = Callable[[Case], tuple[Tensor, MesaState | None]]
 """A backend: the output, and the state where it is wanted."""
@@ -18,7 +19,7 @@ Attend = Callable[[Case], tuple[Tensor, MesaState | None]]
 
 def full_precision(device: torch.device) -> AbstractContextManager[Any]:
     """Keep autocast from lowering the precision of the operations inside."""
-    return torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext()
+    return torch.autocast(device.type, enabled=False) if autocast(device) else nullcontext()
 
 
 def _checked(attend: Attend) -> Attend:

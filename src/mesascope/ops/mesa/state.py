@@ -10,8 +10,10 @@ from torch import Tensor
 
 from mesascope.errors import CheckpointError, InputError, require
 from mesascope.files import read_tensors, write_tensors
+from mesascope.ops.kernels import observed
 from mesascope.ops.mesa.checks import check_regularizer, check_ridge, compute_dtype, expand_ridge, prepare, tracing
 from mesascope.ops.mesa.problem import LARGEST_RESIDUAL, Regularizer, relative_size
+from mesascope.ops.operands import require_tensors
 
 _FORMAT = "mesa state"
 
@@ -57,8 +59,10 @@ class MesaState:
         for name, size in (("batch", batch), ("heads", heads), ("value_dim", value_dim)):
             require(size >= 0, name, size, "at least 0")
         require(key_dim >= 1, "key_dim", key_dim, "at least 1")
+        require_tensors(ridge=ridge)
         require(ridge.is_floating_point(), "ridge", ridge.dtype, "a floating-point tensor")
-        check_ridge(ridge)
+        if not (observed() or ridge.is_meta):  # values that nobody knows are not asked for
+            check_ridge(ridge)
         ridge = expand_ridge(ridge.to(compute_dtype(ridge.dtype)), batch, heads, key_dim)
         matrix = torch.diag_embed(1 / ridge if regularizer == "initial" else torch.zeros_like(ridge))
         return cls(regularizer, matrix, ridge.new_zeros(batch, heads, value_dim, key_dim))
@@ -86,6 +90,8 @@ class MesaState:
         Raises:
             InputError: as `mesa_attention`; also once rounding has destroyed the inverse of an "initial" state.
         """
+        gates = {name: gate for name, gate in (("log_forget", log_forget), ("write", write)) if gate is not None}
+        require_tensors(q=q, k=k, v=v, **gates)
         require(q.dim() == 3, "q", tuple(q.shape), "of shape [B, H, D]")
         constant = self.regularizer == "constant"
         if constant and ridge is None:
