@@ -7,6 +7,8 @@ from torch import Tensor
 
 from mesascope.errors import require
 
+HALF = (torch.float16, torch.bfloat16)
+
 
 def check_shapes(q: Tensor, k: Tensor, v: Tensor) -> None:
     """Raise an error unless q and k are `[B, T, H, D]` with D > 0, and v is `[B, T, H, Dv]`.
@@ -30,9 +32,6 @@ def require_tensors(**operands: Any) -> None:
         if not isinstance(operand, Tensor):
             known = operand if operand is None or isinstance(operand, (bool, int, float)) else type(operand).__name__
             require(False, name, known, "a tensor")
-
-
-HALF = (torch.float16, torch.bfloat16)
 
 
 def check_types(q: Tensor, k: Tensor, v: Tensor) -> None:
