@@ -55,7 +55,7 @@ struct MesaProblem {
   const T* matrix = nullptr;          // [B, H, D, D]: H_0^-1 instead of ridge, or C_0 if constant; or absent
   const T* association = nullptr;     // G_0 [B, H, Dv, D], or absent
   Operand<T> o;
-  Operand<T> evidence;                // [B, 1, H, 3]: sum and maximum of write |k|^2; 0, or NaN if k, o or sums are not finite
+  Operand<T> evidence;                // [B, 1, H, 3]: sum and maximum of write |k|^2; 0, or NaN if k or o is not finite
   T* saved = nullptr;                 // what backward needs: mesa_saved() numbers for each group of heads
   T* final_matrix = nullptr;          // H_T^-1, or C_T if constant; or absent
   T* final_association = nullptr;     // G_T, or absent

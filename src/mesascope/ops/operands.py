@@ -43,9 +43,19 @@ def check_types(q: Tensor, k: Tensor, v: Tensor) -> None:
     """
     require(q.is_floating_point(), "q", q.dtype, "a floating-point tensor")
     for name, operand in (("k", k), ("v", v)):
-        require(operand.device == q.device, name, str(operand.device), f"on the device of q ({q.device})")
-        mixed = autocast(q.device) and {q.dtype, operand.dtype} <= {*HALF, torch.float32}
-        require(mixed or operand.dtype == q.dtype, name, operand.dtype, f"of the dtype of q ({q.dtype})")
+        check_type(name, operand, q, may_be_float32=False)
+
+
+def check_type(name: str, operand: Tensor, q: Tensor, *, may_be_float32: bool) -> None:
+    """Raise an error unless an operand is on the device of q and of its dtype.
+
+    Narrow dtypes may differ under torch.autocast, where some layers give float32 and others half precision; and from a
+    q of half precision where the operand may be float32, for what is small may keep its digits.
+    """
+    require(operand.device == q.device, name, str(operand.device), f"on the device of q ({q.device})")
+    narrow = {q.dtype, operand.dtype} <= {*HALF, torch.float32}
+    mixed = narrow and (autocast(q.device) or (may_be_float32 and operand.dtype == torch.float32))
+    require(mixed or operand.dtype == q.dtype, name, operand.dtype, f"of the dtype of q ({q.dtype})")
 
 
 def autocast(device: torch.device) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor
 from mesascope.errors import InputError, require, suggest
 from mesascope.ops.kernels import fitting, observed, transforms, unobserved
 from mesascope.ops.mesa.problem import Regularizer
-from mesascope.ops.operands import HALF, autocast, check_shapes, require_tensors
+from mesascope.ops.operands import HALF, check_shapes, check_type, require_tensors
 
 _REGULARIZERS = get_args(Regularizer)
 
@@ -182,13 +182,7 @@ def _check_types(operands: Operands) -> bool:
         return True
     require(q.is_floating_point(), "q", q.dtype, "a floating-point tensor")
     for name, operand in operands.named().items():
-        require(operand.device == q.device, name, str(operand.device), f"on the device of q ({q.device})")
-        if operand.dtype == q.dtype:
-            continue
-        # what is small may keep its digits, and under autocast some layers give float32 and some half precision
-        narrow = {q.dtype, operand.dtype} <= {*HALF, torch.float32}
-        allowed = narrow and (autocast(device) or (name not in ("k", "v") and operand.dtype == compute_dtype(q.dtype)))
-        require(allowed, name, operand.dtype, f"of the dtype of q ({q.dtype})")
+        check_type(name, operand, q, may_be_float32=name not in ("k", "v"))
     return False
 
 
