@@ -12,11 +12,10 @@
 // H'_t = H_t / m_t has no forgetting and keys sqrt(write_i / m_i) k_i, and the outputs do not change.
 #pragma once
 
+#include "evidence.h"
 #include "linear.h"
 
 namespace MESASCOPE_ISA {
-
-using mesascope::MesaProblem;
 
 // What backward needs of one group: the rows H'_t^-1 q_t and y_t for every token, and for every chunk U and what the
 // effective keys give the queries, k_i . H'_t^-1 q_t at [i, t]. A chunk may write whole rows beyond its last token, which
@@ -47,70 +46,6 @@ inline Index mesa_saved(const Sizes& size) {
   return Saved<Layout>(size).count();
 }
 
-// The gates of one chunk: where it ends, and its factors as columns of one number for each token.
-template <class Layout>
-struct Gates {
-  using T = typename Layout::Number;
-  using Element = typename Layout::Element;
-  // dividing by m_t amplifies rounding by 1 / m_t: a chunk that decays further ends
-  static constexpr T deepest_decay = T(-2);
-  // a token that forgets more keeps this share, which is below the rounding of everything else, so that 1 / m_t exists
-  static constexpr T least_log_forget = sizeof(T) == 4 ? T(-40) : T(-300);
-
-  View<Element> log_forget, write, forget, decay;  // decay: m_t
-  bool any = false;
-  Element last_decay;  // m at the end of the chunk
-
-  void allocate(Workspace<Layout>& space) {
-    log_forget = space.matrix(Layout::chunk, 1), write = space.matrix(Layout::chunk, 1);
-    forget = space.matrix(Layout::chunk, 1), decay = space.matrix(Layout::chunk, 1);
-  }
-
-  // loads the gates from `start` on and returns how many tokens the chunk holds
-  Index begin(const MesaProblem<T>& problem, const Group<Layout>& group, Index start) {
-    const Index left = problem.size.time - start;
-    Index n = left < Layout::chunk ? left : Layout::chunk;
-    any = problem.write.data != nullptr || problem.log_forget.data != nullptr;
-    last_decay = Element{} + T(1);
-    if (!any) return n;
-    if (problem.write.data != nullptr) load_rows(write, problem.write, group, start, n, 1);
-    if (problem.log_forget.data != nullptr) load_rows(log_forget, problem.log_forget, group, start, n, 1);
-    Element sum{};
-    for (Index t = 0; t < n; ++t) {
-      if (problem.log_forget.data != nullptr) {
-        const Element given = at(log_forget, t), least = Element{} + least_log_forget;
-        sum += given > least ? given : least;
-      }
-      if (t > 0 && deeper(sum)) {
-        n = t;
-        break;
-      }
-      at(decay, t) = map<T>(sum, +[](T x) -> T { return std::exp(x); });
-      at(forget, t) = t > 0 ? Element(at(decay, t) / at(decay, t - 1)) : at(decay, t);
-      if (problem.write.data == nullptr) at(write, t) = Element{} + T(1);
-    }
-    last_decay = at(decay, n - 1);
-    return n;
-  }
-
-  Element at(const View<Element>& column, Index t) const { return column.data[t * column.rows]; }
-  Element& at(View<Element>& column, Index t) { return column.data[t * column.rows]; }
-  Element factor(Index t) const { return at(write, t) / at(decay, t); }
-  Element root(Index t) const { return square_root<T>(factor(t)); }
-  Element growth(Index t) const { return any ? Element(T(1) / at(decay, t)) : Element{} + T(1); }
-
- private:
-  static bool deeper(Element sum) {
-    if constexpr (Layout::heads == 1) {
-      return sum < deepest_decay;
-    } else {
-      for (int lane = 0; lane < Layout::heads; ++lane)
-        if (sum[lane] < deepest_decay) return true;
-      return false;
-    }
-  }
-};
-
 // Rows of a chunk times the roots of their factors, with zeros up to a whole chunk like `rows_to_read`
 template <class Layout, class Element>
 inline View<const Element> effective_rows(View<const Element> rows, const Gates<Layout>& gates, Index n, Index columns,
@@ -127,55 +62,6 @@ inline Element dot(const Element* a, const Element* b, Index count) {
   for (Index i = 0; i < count; ++i) sum += a[i] * b[i];
   return sum;
 }
-
-// What tells whether a problem is well posed, found while its operands are at hand.
-template <class Layout>
-struct Evidence {
-  using T = typename Layout::Number;
-  using Element = typename Layout::Element;
-  using Vector = typename Layout::Vector;
-
-  View<Element> row;  // the sum and the maximum of write |k|^2, and 0 times the sum of all keys and outputs
-  Vector zeros;
-
-  void allocate(Workspace<Layout>& space) { row = space.matrix(1, 3); }
-
-  void begin() {
-    clear<Layout>(row, 0, 1);
-    zeros = Vector{};
-  }
-
-  void add_keys(View<const Element> k, const Gates<Layout>& gates, Index n, Index dim) {
-    Element sum = row.data[0], largest = row.data[1];
-    for (Index t = 0; t < n; ++t) {
-      Vector squares{};
-      for (Index d = 0; d < dim; d += Layout::width) {
-        const Vector x = load<Vector>(k.data + t * k.rows + d);
-        squares += x * x;
-      }
-      zeros += T(0) * squares;
-      Element size = sum_lanes<Layout>(squares);
-      if (gates.any) size *= gates.write.data[t * gates.write.rows];
-      sum += size;
-      largest = largest > size ? largest : size;
-    }
-    row.data[0] = sum, row.data[1] = largest;
-  }
-
-  // sums of rows, so that only they wait for each other
-  void add(View<const Element> matrix, Index n, Index columns) {
-    for (Index t = 0; t < n; ++t) {
-      Vector sum{};
-      for (Index d = 0; d < columns; d += Layout::width) sum += load<Vector>(matrix.data + t * matrix.rows + d);
-      zeros += T(0) * sum;
-    }
-  }
-
-  void store(const MesaProblem<T>& problem, const Group<Layout>& group) {
-    row.data[2] = sum_lanes<Layout>(zeros);
-    store_rows(problem.evidence, constant(row), group, 0, 1, 3);
-  }
-};
 
 // R = H'^-1 before a chunk, from the incoming inverse or 1 / ridge on the diagonal.
 template <class Layout>
@@ -313,7 +199,7 @@ struct MesaForward {
   View<Element> q_buffer, k_buffer, v_buffer, o_buffer, key, solved, gains, factor, scores, past, scratch;
   Inverse<Layout> inverse;
   Gates<Layout> gates;
-  Evidence<Layout> evidence;
+  Evidence<Layout> evidence;  // for whoever decides whether the precision was enough
   TokenSolver<Layout> tokens;
   Ahead ahead;
   Index bytes;
@@ -328,7 +214,7 @@ struct MesaForward {
     inverse.allocate(space, size.dim), past = space.matrix(size.dim, size.dim_v);
     scratch = space.matrix(size.dim, chunk);
     gates.allocate(space);
-    evidence.allocate(space);
+    evidence.allocate(space, size.dim);
     tokens.allocate(space, size.dim);
     bytes = space.bytes();
   }
@@ -344,7 +230,7 @@ struct MesaForward {
       inverse.begin(problem, group);
     }
     load_past(problem, group);
-    evidence.begin();
+    begin_evidence(problem, group);
     bool empty = problem.association == nullptr;
     const Saved<Layout> saved(size, problem.saved, index);
     for (Index start = 0, n; start < time; start += n) {
@@ -358,7 +244,6 @@ struct MesaForward {
       k = rows_to_read(problem.k, group, start, n, dim, k_buffer);
       v = rows_to_read(problem.v, group, start, n, dim_v, v_buffer);
       const View<Element> o = rows_to_write(problem.o, group, start, n, dim_v, o_buffer);
-      evidence.add_keys(k, gates, n, dim);
       const bool last = start + n == time;
       ask_for_rows(ahead, problem.o, group, size, start, n, dim_v);
       ask_for_operands(ahead, problem, last ? next : group, last ? 0 : start + n);
@@ -368,11 +253,15 @@ struct MesaForward {
         ask_for_saved(Saved<Layout>(size, problem.saved, next_index), 0);
       }
       if (problem.constant) {
+        const auto keys = effective_rows<Layout>(k, gates, n, dim, key);
+        evidence.add_keys(keys, transposed<Layout>(keys, chunk, dim, scratch), gates, n, dim);
         tokens.solve_chunk(solved, q, k, gates, n, dim);
+        evidence.measure_factor(constant(tokens.factor), dim);
       } else {
         solve_queries(n, dim);
         if (!last || problem.final_matrix != nullptr)
           inverse.update(ahead, constant(gains), gates, n, dim);
+        if (!last) evidence.measure(constant(inverse.matrix), dim);
       }
       if (gates.any) {
         // the effective keys of the linear part
@@ -386,7 +275,7 @@ struct MesaForward {
       product<Layout, Into::assign>(ahead, o, n, dim_v, plus<Part::lower>(constant(scores.transposed()), v, n),
                                     plus(constant(solved), constant(past), empty ? 0 : dim));
       // not finite if a query or a value is not, and where sums have overflowed
-      evidence.add(constant(o), n, dim_v);
+      evidence.add_outputs(constant(o), n, dim_v);
       finish_rows(problem.o, o, group, start, n, dim_v);
       if (last) evidence.store(problem, group);
       if (last && problem.final_association == nullptr) break;
@@ -410,6 +299,27 @@ struct MesaForward {
     if (saved.data == nullptr) return;
     ask_for_matrix(ahead, saved.gains(start), chunk), ask_for_matrix(ahead, saved.solved(start), chunk);
     ask_for_matrix(ahead, saved.factor(start), chunk), ask_for_matrix(ahead, saved.scores(start), chunk);
+  }
+
+  void begin_evidence(const MesaProblem<T>& problem, const Group<Layout>& group) {
+    const Index dim = problem.size.dim;
+    if (problem.constant) {
+      Element largest = tokens.ridge.data[0], trace{};
+      for (Index d = 0; d < dim; ++d) {
+        largest = largest > tokens.ridge.data[d] ? largest : tokens.ridge.data[d];
+        trace += tokens.gram.data[d * tokens.gram.rows + d];
+      }
+      return evidence.begin_constant(largest, tokens.smallest_ridge, trace, dim);
+    }
+    const bool forgetting = problem.log_forget.data != nullptr;
+    if (!inverse.diagonal) {
+      load_rows(key, Operand<const T>{problem.largest, problem.size.heads, 0, 1, 0}, group, 0, 1, 1);
+      return evidence.begin(key.data[0], constant(inverse.matrix), dim, dim, forgetting);
+    }
+    Element smallest = inverse.reciprocals.data[0];
+    for (Index d = 1; d < dim; ++d)
+      smallest = smallest < inverse.reciprocals.data[d] ? smallest : inverse.reciprocals.data[d];
+    evidence.begin(T(1) / smallest, constant(inverse.reciprocals), 1, dim, forgetting);
   }
 
   // G is kept as [D, Dv], and [B, H, Dv, D] outside
@@ -441,7 +351,9 @@ struct MesaForward {
     clear<Layout>(gains, n, chunk);
     inverse.multiply(ahead, gains, keys, n, dim);
     const auto keys_t = transposed<Layout>(keys, chunk, dim, scratch);
+    evidence.add_keys(keys, keys_t, gates, n, dim);
     product<Layout, Into::assign, Part::upper>(ahead, factor, chunk, chunk, plus(constant(gains), keys_t, dim));
+    evidence.add_gains(constant(factor), n);
     for (Index i = 0; i < chunk; ++i) factor.data[i * factor.rows + i] += T(1);
     cholesky<Layout>(factor, chunk, Element{} + T(1));
     solve_transposed<Layout>(constant(factor), gains, dim);

@@ -277,7 +277,7 @@ std::array<T, 3> largest_evidence(const MesaProblem<T>& problem) {
 // What both passes read but queries, keys, values and what is saved
 struct MesaOptions {
   Tensor ridge;
-  MaybeTensor write, log_forget, matrix, association;
+  MaybeTensor write, log_forget, matrix, largest, association;
   bool constant;
 };
 
@@ -291,36 +291,40 @@ MesaProblem<T> mesa_problem(const Tensor& q, const Tensor& k, const Tensor& v, c
   problem.log_forget = token_operand<T>(options.log_forget, size);
   problem.constant = options.constant;
   problem.matrix = contiguous<T>(options.matrix, {size.batch, size.heads, size.dim, size.dim});
+  problem.largest = contiguous<T>(options.largest, {size.batch, size.heads});
   problem.association = contiguous<T>(options.association, {size.batch, size.heads, size.dim_v, size.dim});
   return problem;
 }
 
-// The output; the evidence: of heads, the largest of each kind, the smallest and the largest ridge; what is saved, the
-// final matrix and the final association, or None. With a ridge that is not allowed nothing is computed.
+// The output; the evidence: the largest of each kind, the smallest and the largest ridge; what is saved, the final matrix and
+// the final association, or None. With a ridge that is not allowed nothing is computed.
 nb::tuple mesa_forward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& ridge, const MaybeTensor& write,
-                       const MaybeTensor& log_forget, const MaybeTensor& matrix, const MaybeTensor& association,
-                       bool constant, bool save, bool final, const std::string& layout, int threads) {
+                       const MaybeTensor& log_forget, const MaybeTensor& matrix, const MaybeTensor& largest,
+                       const MaybeTensor& association, bool constant, bool save, bool final, const std::string& layout,
+                       int threads) {
   return by_dtype(q, [&](auto number) {
     using T = decltype(number);
-    auto problem = mesa_problem<T>(q, k, v, {ridge, write, log_forget, matrix, association, constant});
+    auto problem = mesa_problem<T>(q, k, v, {ridge, write, log_forget, matrix, largest, association, constant});
     const Sizes& size = problem.size;
     const KernelSet<T>& set = kernels<T>(size, layout);
     nb::object o = written(problem.o, size, size.dim_v);
-    const Result<T> evidence = result<T>({size.batch, size.heads, 3});
-    problem.evidence = {evidence.data, size.heads * 3, 0, 3, 1};
+    if (problem.matrix != nullptr && !constant && problem.largest == nullptr)
+      throw std::invalid_argument("largest: needed with a matrix");
+    std::vector<T> evidence(std::size_t(size.all_heads() * 3));
+    problem.evidence = {evidence.data(), size.heads * 3, 0, 3, 1};
     Result<T> saved, final_matrix, final_association;
     if (save) saved = result<T>({groups_of_heads(set, size) * set.saved(size)});
     if (final) final_matrix = result<T>({size.batch, size.heads, size.dim, size.dim});
     if (final) final_association = result<T>({size.batch, size.heads, size.dim_v, size.dim});
     problem.saved = saved.data;
     problem.final_matrix = final_matrix.data, problem.final_association = final_association.data;
-    const auto [smallest, largest] = extremes(problem.ridge, size);
+    const auto [smallest_ridge, largest_ridge] = extremes(problem.ridge, size);
     std::array<T, 3> found{0, 0, 0};
-    if (smallest > 0 && std::isfinite(largest)) {
+    if (smallest_ridge > 0 && std::isfinite(largest_ridge)) {
       run(set.mesa_forward, set, problem, threads);
       found = largest_evidence(problem);
     }
-    const auto all_evidence = nb::make_tuple(evidence.tensor, found[0], found[1], found[2], smallest, largest);
+    const auto all_evidence = nb::make_tuple(found[0], found[1], found[2], smallest_ridge, largest_ridge);
     return nb::make_tuple(o, all_evidence, saved.tensor, final_matrix.tensor, final_association.tensor);
   });
 }
@@ -328,11 +332,11 @@ nb::tuple mesa_forward(const Tensor& q, const Tensor& k, const Tensor& v, const 
 // The gradients of q, k, v, ridge and write; the penalty; the gradient of the association; pairs. None what is not needed.
 nb::tuple mesa_backward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& ridge,
                         const MaybeTensor& write, const MaybeTensor& log_forget, const MaybeTensor& matrix,
-                        const MaybeTensor& association, bool constant, const Tensor& saved, const Tensor& g,
-                        const std::string& layout, int threads) {
+                        const MaybeTensor& largest, const MaybeTensor& association, bool constant, const Tensor& saved,
+                        const Tensor& g, const std::string& layout, int threads) {
   return by_dtype(q, [&](auto number) {
     using T = decltype(number);
-    auto problem = mesa_problem<T>(q, k, v, {ridge, write, log_forget, matrix, association, constant});
+    auto problem = mesa_problem<T>(q, k, v, {ridge, write, log_forget, matrix, largest, association, constant});
     const Sizes& size = problem.size;
     const KernelSet<T>& set = kernels<T>(size, layout);
     saved.require_shape({groups_of_heads(set, size) * set.saved(size)});
@@ -556,9 +560,9 @@ NB_MODULE(_kernels, module) {
   module.def("fitting", &fitting, maybe("q"), maybe("k"), maybe("v"), maybe("ridge"));
   const nb::arg q("q"), k("k"), v("v"), ridge("ridge"), constant("constant");
   module.def("mesa_forward", &mesa_forward, q, k, v, ridge, maybe("write"), maybe("log_forget"), maybe("matrix"),
-             maybe("association"), constant, nb::arg("save"), nb::arg("final"), nb::arg("layout"), nb::arg("threads"));
+             maybe("largest"), maybe("association"), constant, nb::arg("save"), nb::arg("final"), nb::arg("layout"), nb::arg("threads"));
   module.def("mesa_backward", &mesa_backward, q, k, v, ridge, maybe("write"), maybe("log_forget"), maybe("matrix"),
-             maybe("association"), constant, nb::arg("saved"), nb::arg("g"), nb::arg("layout"), nb::arg("threads"));
+             maybe("largest"), maybe("association"), constant, nb::arg("saved"), nb::arg("g"), nb::arg("layout"), nb::arg("threads"));
   module.def("maps_forward", &maps_forward);
   module.def("maps_backward", &maps_backward);
   module.def("mlp_forward", &mlp_forward);

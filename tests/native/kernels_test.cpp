@@ -195,6 +195,36 @@ Tensor<T> definite(const Sizes& size) {
   return result;
 }
 
+// |R^-1| of each head, at least its largest eigenvalue
+template <class T>
+Tensor<T> sizes_of_inverses(const Tensor<T>& matrices, const Sizes& size) {
+  Tensor<T> result({size.batch, size.heads, 1, 1}, Memory::contiguous);
+  for (Index head = 0; head < size.all_heads(); ++head) {
+    Matrix matrix(size.dim, size.dim);
+    std::copy_n(matrices.data() + head * size.dim * size.dim, size.dim * size.dim, matrix.data.begin());
+    result.data()[head] = T(norm(inverse(matrix)));
+  }
+  return result;
+}
+
+// What the kernels say of every head is between what a chunk can know, and they have seen no NaN.
+template <class T>
+void check_evidence(const char* name, const Tensor<T>& found, const Results& expected, const Report& report) {
+  if (report.rounding * report.condition > 1e-3) return;
+  std::vector<double> values;
+  found.each([&](T value) { values.push_back(value); });
+  for (std::size_t head = 0; head < expected.gains.size(); ++head) {
+    const Range gain = expected.gains[head], condition = expected.conditions[head];
+    const double *const of_head = values.data() + 3 * head, slack = 1.01;
+    const bool right = of_head[0] * slack >= gain.low && of_head[0] <= gain.high * slack &&
+                       of_head[1] * slack >= condition.low && of_head[1] <= condition.high * slack && of_head[2] == 0;
+    if (right) continue;
+    std::printf("FAILED %s, %s of head %zu: gain %g (%g to %g), condition %g (%g to %g), %g\n", report.place.c_str(), name,
+                head, of_head[0], gain.low, gain.high, of_head[1], condition.low, condition.high, of_head[2]);
+    std::exit(1);
+  }
+}
+
 template <class T>
 void test_mesa(const KernelSet<T>& set, const Sizes& size, Memory memory, const Gates& gates, bool with_state,
                bool shared_ridge, int threads, Report& report) {
@@ -206,6 +236,7 @@ void test_mesa(const KernelSet<T>& set, const Sizes& size, Memory memory, const 
   const Tensor<T> write(tokens, memory, [] { return std::max(0.0, uniform(-0.3, 2)); });
   const Tensor<T> log_forget(tokens, memory, [&] { return uniform(gates.deepest, 0); });
   const Tensor<T> matrix = definite<T>(size);
+  const Tensor<T> largest = sizes_of_inverses(matrix, size);
   const Tensor<T> association({batch, heads, dim_v, dim}, Memory::contiguous, normal);
   const bool gated = gates.write || gates.forget;
 
@@ -227,6 +258,7 @@ void test_mesa(const KernelSet<T>& set, const Sizes& size, Memory memory, const 
   if (gates.forget) problem.log_forget = log_forget;
   problem.constant = gates.constant;
   if (with_state) problem.matrix = matrix.data(), problem.association = association.data();
+  if (with_state) problem.largest = largest.data();
   problem.o = o, problem.evidence = evidence_alone, problem.g = operands.g;
   const Results expected = naive_mesa(problem);
   report.condition = expected.condition, report.gain = expected.gain;
@@ -234,7 +266,7 @@ void test_mesa(const KernelSet<T>& set, const Sizes& size, Memory memory, const 
   // without anything for the backward pass, then with it
   run(set, set.mesa_forward, problem, threads);
   report.check("o alone", o, expected.o);
-  report.check("evidence alone", evidence_alone, naive_evidence(problem));
+  check_evidence("evidence alone", evidence_alone, expected, report);
   problem.evidence = evidence;
   problem.saved = static_cast<T*>(saved.data());
   problem.final_matrix = final_matrix.data(), problem.final_association = final_association.data();
@@ -246,7 +278,7 @@ void test_mesa(const KernelSet<T>& set, const Sizes& size, Memory memory, const 
   run(set, set.mesa_backward, problem, threads);
 
   report.check("o", o, expected.o);
-  report.check("evidence", evidence, naive_evidence(problem));
+  check_evidence("evidence", evidence, expected, report);
   report.check("final matrix", final_matrix, expected.final_matrix);
   report.check("final association", final_association, expected.final_association);
   gradients.check(report, expected);
@@ -289,6 +321,33 @@ void test_evidence(const KernelSet<T>& set, Report& report) {
       }
     }
   }
+}
+
+// For keys along one line, of signs that alternate so that their sum is zero, the largest eigenvalue is found.
+template <class T>
+void test_keys_along_a_line(const KernelSet<T>& set, Report& report) {
+  const Sizes size{1, 200, 3, 5, 4};
+  const Operands<T> operands(size, Memory::contiguous);
+  const double ridge = 0.1, line[] = {0.6, -0.3, 0.2, 0.1, 0.5};
+  const Tensor<T> penalty({1, 1, 3, 5}, Memory::contiguous, [&] { return ridge; });
+  Index number = 0;
+  double square = 0;
+  for (const double x : line) square += x * x;
+  operands.k.each([&](T& value) {
+    value = T((number / 15 % 2 == 0 ? 1 : -1) * line[number % 5]);
+    ++number;
+  });
+  const Tensor<T> o({1, 200, 3, 4}, Memory::contiguous), evidence({1, 1, 3, 3}, Memory::contiguous);
+  MesaProblem<T> problem;
+  problem.size = size, problem.q = operands.q, problem.k = operands.k, problem.v = operands.v;
+  problem.ridge = penalty, problem.o = o, problem.evidence = evidence;
+  run(set, set.mesa_forward, problem, 1);
+  const double spread = std::sqrt(0.8) / ridge, condition = (ridge + 200 * square) * spread;
+  evidence.each([&, i = 0](T value) mutable {
+    if (i++ % 3 != 1 || (value > 0.9 * condition && value < 1.2 * condition)) return;
+    std::printf("FAILED %s: a condition number of %g, where it is %g\n", report.place.c_str(), double(value), condition);
+    std::exit(1);
+  });
 }
 
 // Calls from several threads at once, as autograd makes them, share the memory that is kept for the next call.
@@ -544,6 +603,8 @@ void test_set(const KernelSet<T>& set, const std::string& name) {
   test_calls_at_once(set, report);
   report.place = name + ", values that are not finite";
   test_evidence(set, report);
+  report.place = name + ", keys along a line";
+  test_keys_along_a_line(set, report);
   report.print(name);
 }
 

@@ -99,11 +99,32 @@ inline Matrix inverse(const Matrix& a) {
 
 inline double norm(const Matrix& a) { return std::sqrt(dot(a.data, a.data)); }
 
+// The largest eigenvalue of a positive definite matrix, from below
+inline double largest_eigenvalue(const Matrix& a) {
+  Vector x(a.rows);
+  for (Index i = 0; i < a.rows; ++i) x[i] = 1 + 0.1 * double(i % 7);
+  double value = 0;
+  for (int round = 0; round < 30; ++round) {
+    const Vector next = a.times(x);
+    value = std::sqrt(dot(next, next) / dot(x, x));
+    const double scale = 1 / std::sqrt(dot(next, next));
+    for (Index i = 0; i < a.rows; ++i) x[i] = scale * next[i];
+  }
+  return value;
+}
+
+// Between what evidence must be
+struct Range {
+  double low = 0, high = 0;
+  void include(double least, double most) { low = std::max(low, least), high = std::max(high, most); }
+};
+
 // Results in the order in which a Tensor visits its numbers: o, dq, dk, dv, dwrite and penalty [B, T, H, .], the
 // others [B, H, ., .].
 struct Results {
   Vector o, final_matrix, final_association, dq, dk, dv, dridge, dwrite, penalty, dassociation, pairs, normaliser;
   double condition = 1, gain = 0;  // the largest |H_t| |H_t^-1| (Frobenius), and write_t k_t . H^-1 k_t before token t
+  std::vector<Range> gains, conditions;  // what the kernels may say of each head, which know no more than chunks
 };
 
 inline void put(Vector& to, const Sizes& size, Index b, Index t, Index h, const Vector& row) {
@@ -131,6 +152,19 @@ void naive_mesa_head(const mesascope::MesaProblem<T>& problem, Index b, Index h,
   }
   if (problem.association) std::copy_n(problem.association + head * dim_v * dim, dim_v * dim, association.data.begin());
   std::vector<Vector> solved, pulled;  // H_t^-1 q_t and H_t^-1 G_t^T g_t
+  const bool gated = problem.log_forget.data;
+  const auto [smallest, largest] = std::minmax_element(ridge.begin(), ridge.end());
+  Range gain, condition;
+  Matrix start = state;
+  if (problem.constant)
+    for (Index d = 0; d < dim; ++d) start(d, d) += ridge[d];
+  std::vector<Matrix> inverses{inverse(start)};  // before every token
+  Vector forgotten{1};                           // the product of all forget factors, up to there
+  double trace = 0, rest = problem.matrix ? norm(state) : *largest;
+  if (problem.constant) {
+    rest = 0;
+    for (Index d = 0; d < dim; ++d) rest += state(d, d);
+  }
   for (Index t = 0; t < time; ++t) {
     const Vector q = row(problem.q, b, t, h, dim), k = row(problem.k, b, t, h, dim), v = row(problem.v, b, t, h, dim_v);
     state.scale(forget(t)), association.scale(forget(t));
@@ -143,6 +177,22 @@ void naive_mesa_head(const mesascope::MesaProblem<T>& problem, Index b, Index h,
     const double leverage = std::min(1 - 1e-12, write(t) * dot(k, inverted.times(k)));
     results.condition = std::max(results.condition, norm(hessian) * norm(inverted));
     results.gain = std::max(results.gain, leverage / (1 - leverage));
+    // with the inverse before token `first` and only forgetting since
+    forgotten.push_back(forgotten[t] * forget(t));
+    const auto reach = [&](Index first, auto of) { return of(inverses[first]) * forgotten[first] / forgotten[t + 1]; };
+    const auto spread = [&](const Matrix& matrix) { return norm(matrix) / std::sqrt(double(dim)); };
+    const auto square = [&](const Matrix& matrix) { return write(t) * dot(k, matrix.times(k)); };
+    const Index chunk = std::max(Index(0), t - 15), measured = gated ? chunk : std::max(Index(0), t / 2 - 16);
+    trace = trace * forget(t) + write(t) * dot(k, k), rest *= forget(t);
+    const double condition_now = largest_eigenvalue(hessian) * spread(inverted);
+    if (problem.constant) {
+      const double exact = write(t) * dot(k, k) / *smallest;
+      gain.include(exact, exact), condition.include(condition_now / 10, (*largest + rest + trace) / *smallest);
+    } else {
+      gain.include(reach(t, square), reach(chunk, square));
+      condition.include(condition_now / 5, (rest + trace) * reach(measured, spread));
+    }
+    inverses.push_back(inverted);
     solved.push_back(solve(hessian, q));
     put(results.o, problem.size, b, t, h, association.times(solved[t]));
     if (problem.g.data) {
@@ -150,6 +200,9 @@ void naive_mesa_head(const mesascope::MesaProblem<T>& problem, Index b, Index h,
       put(results.dq, problem.size, b, t, h, pulled[t]);
     }
   }
+  // where nothing is forgotten they do not look closely before it matters
+  if (!gated) condition.high = std::max(condition.high, 64.0);
+  results.gains.push_back(gain), results.conditions.push_back(condition);
   append(results.final_matrix, problem.constant ? state.data : inverse(state).data);
   append(results.final_association, association.data);
   if (!problem.g.data) return;
@@ -186,24 +239,6 @@ Results naive_mesa(const mesascope::MesaProblem<T>& problem) {
   for (Index b = 0; b < problem.size.batch; ++b)
     for (Index h = 0; h < problem.size.heads; ++h) naive_mesa_head(problem, b, h, results);
   return results;
-}
-
-// [B, 1, H, 3]: sum and maximum over time of write |k|^2, and 0
-template <class T>
-Vector naive_evidence(const mesascope::MesaProblem<T>& problem) {
-  Vector result;
-  for (Index b = 0; b < problem.size.batch; ++b) {
-    for (Index h = 0; h < problem.size.heads; ++h) {
-      double sum = 0, largest = 0;
-      for (Index t = 0; t < problem.size.time; ++t) {
-        const Vector k = row(problem.k, b, t, h, problem.size.dim);
-        const double size = dot(k, k) * (problem.write.data ? get(problem.write, b, t, h) : 1.0);
-        sum += size, largest = std::max(largest, size);
-      }
-      append(result, {sum, largest, 0});
-    }
-  }
-  return result;
 }
 
 // Linear and softmax attention: out of weights w_ti and their derivatives dw_ti / d(q_t . k_i).

@@ -139,7 +139,8 @@ def test_attention_is_of_operands_that_fit() -> None:
 def test_kernels_refuse_what_would_lie_beyond_a_tensor() -> None:
     run, q = kernels(), torch.ones(2, 5, 3, 4)
     ridge, short, other_dtype = torch.ones(3), torch.ones(2, 4, 3, 4), q.double()
-    nothing = (None, None, None, None)
+    square = torch.eye(4).repeat(2, 3, 1, 1)
+    nothing = (None, None, None, None, None)
     o, _, saved, *_ = run.mesa_forward(q, q, q, ridge, *nothing, False, True, False, "auto", 1)
     _, normaliser = run.softmax_forward(q, q, q, 0.5, 1)
     x, W = torch.ones(7, 4), torch.ones(6, 4)
@@ -150,8 +151,16 @@ def test_kernels_refuse_what_would_lie_beyond_a_tensor() -> None:
         (run.linear_backward, (q, q, q, short, "auto", 1)),
         (run.softmax_backward, (q, q, q, normaliser[..., :1], q, 0.5, 1)),
         (run.softmax_backward, (q, q, q, normaliser.transpose(1, 2).contiguous().transpose(1, 2), q, 0.5, 1)),
-        (run.mesa_forward, (q, q, q, ridge, short[..., 0], None, None, None, False, True, False, "auto", 1)),
-        (run.mesa_forward, (q, q, q, ridge, None, None, torch.ones(2, 3, 4, 3), None, False, True, False, "auto", 1)),
+        (run.mesa_forward, (q, q, q, ridge, short[..., 0], None, None, None, None, False, True, False, "auto", 1)),
+        (
+            run.mesa_forward,
+            (q, q, q, ridge, None, None, torch.ones(2, 3, 4, 3), None, None, False, True, False, "auto", 1),
+        ),
+        (run.mesa_forward, (q, q, q, ridge, None, None, square, None, None, False, True, False, "auto", 1)),
+        (
+            run.mesa_forward,
+            (q, q, q, ridge, None, None, square, short[:, 0, :1, 0], None, False, True, False, "auto", 1),
+        ),
         (run.mesa_forward, (q, q, q, torch.ones(2), *nothing, False, True, False, "auto", 1)),
         (run.mesa_forward, (q, q, q, torch.ones(1, 2, 4), *nothing, False, True, False, "auto", 1)),
         (run.mesa_backward, (q, q, q, ridge, *nothing, False, saved[1:], o, "auto", 1)),
@@ -169,7 +178,7 @@ def test_kernels_refuse_what_would_lie_beyond_a_tensor() -> None:
         (run.mlp_forward, (x.double(), W, W.T.contiguous(), 1)),
     ]
     for function, arguments in refused:
-        with pytest.raises(ValueError, match=r"fit|one dtype|contiguous|up to 3"):
+        with pytest.raises(ValueError, match=r"fit|one dtype|contiguous|up to 3|needed"):
             function(*arguments)
     for elsewhere in (fake(2, 5, 3, 4), q.to("meta")):
         with pytest.raises((TypeError, ValueError), match=r"incompatible function arguments|on the CPU"):

@@ -1,5 +1,6 @@
 """Problems that a number type cannot solve: an error that says what to do, and never NaN or garbage."""
 
+import itertools
 import math
 from functools import partial
 from typing import Any
@@ -23,19 +24,21 @@ def map_of(q: Tensor, k: Tensor, v: Tensor, ridge: Tensor, **gates: Any) -> Tens
 
 
 def test_a_ridge_lost_in_rounding_is_an_error_with_advice() -> None:
+    """Even in float64, in which operands in float32 are computed then."""
     keys = 1e3 * X
-    for attend in (partial(mesa_attention, backend="chunked"), map_of):
+    for attend, dtype in itertools.product((chunked, map_of), (torch.float32, torch.float64)):
+        operands = [operand.to(dtype) for operand in (keys, keys, X, 1e-10 * RIDGE)]
         with pytest.raises(
-            InputError, match=r"ridge: the smallest is 1e-06, too small .* use a larger ridge, .* float64"
+            InputError,
+            match=r"ridge: the smallest is 1e-10, too small .* torch.float64 \(.*use a larger ridge, smaller keys$",
         ):
-            attend(keys, keys, X, 1e-6 * RIDGE)
-    assert bool(mesa_attention(keys.double(), keys.double(), X.double(), RIDGE.double()).isfinite().all())
+            attend(*operands)
 
 
-@pytest.mark.skipif(not native_available(), reason="computed in float64 by compiled kernels only")
-def test_native_solves_in_float64_what_float32_cannot() -> None:
+@pytest.mark.parametrize("backend", FAST)
+def test_float64_solves_what_float32_cannot(backend: str) -> None:
     keys = 1e3 * X
-    found = mesa_attention(keys, keys, X, 1e-6 * RIDGE, backend="native")
+    found = mesa_attention(keys, keys, X, 1e-6 * RIDGE, backend=backend)
     torch.testing.assert_close(found, mesa_attention(keys, keys, X, 1e-6 * RIDGE, backend="reference"))
 
 

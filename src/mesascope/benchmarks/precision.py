@@ -4,6 +4,7 @@ Errors are root mean squares relative to that of the truth. All number types are
 rounded to the narrower one first.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -32,6 +33,7 @@ class Regime:
         limit: of the errors of the output and of every gradient but the ridge's, for float32 or `inputs`.
         ridge_limit: of the gradient of the ridge.
         key_norm: Euclidean norm of the keys; queries have norm 1.
+        subspace: whether keys lie in a quarter of the dimensions, so that in the others there is nothing but the ridge.
         gates: None for no gates, else what becomes of the ridge under log_forget from -0.1 to 0, with write 0 to 1.7.
         inputs: dtype of q, k, v and the gradient of the output.
     """
@@ -43,6 +45,7 @@ class Regime:
     limit: float
     ridge_limit: float
     key_norm: float = 1.0
+    subspace: bool = False
     gates: Regularizer | None = None
     inputs: torch.dtype = torch.float32
 
@@ -74,13 +77,21 @@ class Column:
 Measured = dict[tuple[Regime, Column], Errors]
 
 _SHAPES = ((50, 20), (1000, 20), (300, 64))
+
+
+def _gated(regularizer: Regularizer) -> Regime:
+    title = f'gates, regularizer "{regularizer}", ridge 0.1, 1 and 10'
+    return Regime(f"{regularizer}_gates", title, _SHAPES, (0.1, 1.0, 10.0), 1e-5, 1e-5, gates=regularizer)
+
+
 REGIMES = (
     Regime("moderate", "ridge 0.1, 1 and 10, keys of norm 1", _SHAPES, (0.1, 1.0, 10.0), 1e-5, 1e-5),
+    Regime("subspace", "the same in a quarter of the dimensions", _SHAPES, (0.1, 1.0, 10.0), 1e-5, 1e-4, subspace=True),
     Regime("small_ridge", "ridge 0.01 (lambda = 100), keys of norm 1", _SHAPES, (0.01,), 1e-4, 1e-3),
     Regime("large_keys", "ridge 1, keys of norm 10", _SHAPES, (1.0,), 1e-4, 1e-3, key_norm=10.0),
     Regime("long", "T = 100,000 without forgetting, ridge 1", ((100_000, 8),), (1.0,), 1e-3, 1e-3),
-    Regime("initial_gates", 'gates, regularizer "initial", ridge 1', _SHAPES[:2], (1.0,), 1e-5, 1e-5, gates="initial"),
-    Regime("constant_gates", 'gates, regularizer "constant", ridge 1', _SHAPES, (1.0,), 1e-5, 1e-5, gates="constant"),
+    _gated("initial"),
+    _gated("constant"),
     # the results are rounded: by at most this, relative to each of them
     Regime("float16", "float16 inputs, ridge 1", _SHAPES, (1.0,), 2**-11, 1e-5, inputs=torch.float16),
     Regime("bfloat16", "bfloat16 inputs, ridge 1", _SHAPES, (1.0,), 2**-8, 1e-5, inputs=torch.bfloat16),
@@ -123,6 +134,9 @@ def _draw(regime: Regime, time: int, dim: int, ridge: float) -> tuple[dict[str, 
     generator = torch.Generator().manual_seed(0)
     size = (1, time, 2, dim)
     q, k, v, gradient = (torch.randn(size, generator=generator) for _ in range(4))
+    if regime.subspace:
+        few = math.ceil(dim / 4)
+        k = k[..., :few] @ torch.randn(few, dim, generator=generator)
     q, k = (operand / operand.norm(dim=-1, keepdim=True) for operand in (q, k))
     tokens = {"q": q, "k": regime.key_norm * k, "v": v}
     operands = {name: operand.to(regime.inputs) for name, operand in tokens.items()}

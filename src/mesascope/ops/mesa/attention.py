@@ -11,6 +11,7 @@ from mesascope.ops.mesa.backends import choose
 from mesascope.ops.mesa.case import Case
 from mesascope.ops.mesa.checks import Operands, check_cu_seqlens, check_regularizer, prepare
 from mesascope.ops.mesa.chunked import solve_queries
+from mesascope.ops.mesa.digits import too_few
 from mesascope.ops.mesa.gated import decay_inside
 from mesascope.ops.mesa.packing import pad, unpad
 from mesascope.ops.mesa.portable import full_precision
@@ -99,18 +100,17 @@ def mesa_attention(
         o, `[B, T, H, Dv]` in the dtype of q, or (o, state). Both are differentiable in every argument and in `state`;
         "reference" and "chunked" any number of times (reverse mode). If B, T or H is 0 the output is empty.
 
-    Accuracy of "chunked", as relative root-mean-square error against float64 for queries and keys of norm 1, without
-    forgetting: in float32 1e-5 for the output and all gradients if ridge is 0.1 to 10, 1e-4 (gradient of the ridge
-    1e-3) at 0.01, for T up to 1000; in float64 1e-10. Every solve is verified: it is refused when its residual exceeds
-    1 %, which happens near a condition number of H_t of 1e5 in float32 and 1e13 in float64. With forgetting "chunked"
-    loses digits of the gradient of log_forget in float32 where keys leave directions out: 1e-4 at ridge 0.1 and 3e-3 at
-    0.01 for 40 tokens of size 130. "native" keeps the limits: where bounds on the ridge and the keys say that float32
-    could not, or the output has overflowed, it computes in float64, and where float64 could not, as "chunked".
+    Accuracy, as relative root-mean-square error against float64 for queries and keys of norm 1: in float32 1e-5 for the
+    output and all gradients if ridge is 0.1 to 10, and 1e-4 (gradient of the ridge 1e-3) at 0.01; the gradient of the
+    ridge, which is small where keys leave directions out, 1e-4 there; in float64 1e-10. Operands in float32 are
+    computed in float64 where gains and condition numbers say that float32 would lose more: where keys leave directions
+    out over many tokens, or forgetting winds up. "chunked" verifies every solve, and "native" leaves to it what float64
+    may not solve: it is refused when its residual exceeds 1 %, near a condition number of H_t of 1e13.
 
     Under torch.compile the op is not fused: it breaks the graph and runs as it is; torch.export is refused. Under
     torch.autocast it computes in float32. Where a tracer or a dispatch mode looks on, and inside torch.vmap and
-    torch.func.grad, "auto" is chunked and "native" an error; under vmap values are not checked, but a failing solve is
-    still an error of "chunked". Forward-mode differentiation raises torch's own error.
+    torch.func.grad, "auto" is chunked and "native" an error; under vmap values are not checked and float32 stays
+    float32, but a failing solve is still an error of "chunked". Forward-mode differentiation raises torch's own error.
 
     Raises:
         InputError: shapes, types, devices or values are not as above, or the problem is singular in this dtype: the
@@ -170,11 +170,11 @@ def mesa_attention_map(
     if operands.empty():
         return q.transpose(1, 2) @ k.permute(0, 2, 3, 1) + operands.empty_output().sum()
     with full_precision(q.device):
-        queries, keys = operands.q.transpose(1, 2), operands.k.transpose(1, 2)
-        forget, strength = (
-            None if gate is None else gate.transpose(1, 2) for gate in (operands.log_forget, operands.write)
-        )
-        weights = solve_queries(queries, keys, operands.ridge, forget, strength, regularizer, None) @ keys.mT
+        case = Case(*operands, regularizer, None, False)
+        case = case.to(torch.float64) if too_few(case) else case
+        queries, keys = case.q.transpose(1, 2), case.k.transpose(1, 2)
+        forget, strength = (None if gate is None else gate.transpose(1, 2) for gate in (case.log_forget, case.write))
+        weights = solve_queries(queries, keys, case.ridge, forget, strength, regularizer, None) @ keys.mT
         weights = weights.tril() if forget is None else weights * decay_inside(forget.cumsum(-1))
         return (weights if strength is None else weights * strength[:, :, None]).to(q.dtype)
 

@@ -1,7 +1,8 @@
 """What a backend of mesa attention is given."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from mesascope.ops.mesa.problem import Regularizer
@@ -30,3 +31,10 @@ class Case(NamedTuple):
     regularizer: Regularizer
     state: MesaState | None
     return_state: bool
+
+    def to(self, dtype: torch.dtype) -> "Case":
+        """The same in another dtype."""
+        changed: dict[str, Any] = {
+            name: value.to(dtype) for name, value in self._asdict().items() if isinstance(value, Tensor)
+        }
+        return self._replace(**changed, state=None if self.state is None else self.state.to(dtype=dtype))

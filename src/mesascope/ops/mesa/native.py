@@ -5,7 +5,6 @@ Here is decided in which precision, and what the kernels cannot do is composed i
 """
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,11 +12,12 @@ from torch import Tensor
 from mesascope.errors import InputError
 from mesascope.ops.kernels import native_kernels, unobserved
 from mesascope.ops.mesa.case import Case
-from mesascope.ops.mesa.checks import check_finite, check_ridge, expand_ridge, without_copies
+from mesascope.ops.mesa.checks import check_finite, check_ridge, expand_ridge
+from mesascope.ops.mesa.digits import enough
 from mesascope.ops.mesa.gated import remaining_at_end
 from mesascope.ops.mesa.native_operators import Evidence, Inputs, differentiable_mesa_forward, mesa_forward
 from mesascope.ops.mesa.portable import PORTABLE
-from mesascope.ops.mesa.problem import LARGEST_RESIDUAL, Regularizer
+from mesascope.ops.mesa.problem import Regularizer
 from mesascope.ops.mesa.state import MesaState
 
 
@@ -45,60 +45,18 @@ def _usable(state: MesaState, ridge: Tensor) -> bool:
     return not bool(torch.linalg.cholesky_ex(matrix)[1].any())
 
 
-_LARGEST_GAIN = {torch.float32: 256.0, torch.float64: 1e5}
-"""|k|^2 write / ridge of one token, with which the first inverses and their rounding grow, up to which each dtype keeps
-its promise. In float32 the largest error, of the gradient of the values, is 2e-5 at 100 and 2e-4 at 1000: see
-`test_large_gains_are_computed_in_float64`."""
-
-_LARGEST_GATED_GAIN = {torch.float32: 32.0, torch.float64: 1e5}
-"""The same with gates: the gradient of log_forget, a sum of terms of both signs, has an error above 1e-4 at 100."""
-
-_LARGEST_CONDITION = {dtype: LARGEST_RESIDUAL / torch.finfo(dtype).eps for dtype in (torch.float32, torch.float64)}
-"""The condition number of H_t up to which no solution needs to be verified."""
+_LEAST_LOG_FORGET = {torch.float32: -40.0, torch.float64: -300.0}
+"""What the kernels take for the logarithm of a share that nothing remains of, unless nothing comes after it."""
 
 
-def _accurate(case: Case, condition: float, gain: float) -> bool:
-    """Whether the kernels keep their promise in the dtype of a case.
-
-    Args:
-        case: what is computed.
-        condition, gain: upper bounds, for all heads and tokens, of the condition number of H_t and of k_t^T H_0^-1 k_t.
-    """
-    dtype, gated = case.k.dtype, case.log_forget is not None or case.write is not None
-    return condition <= _LARGEST_CONDITION[dtype] and gain <= (_LARGEST_GATED_GAIN if gated else _LARGEST_GAIN)[dtype]
-
-
-@torch.no_grad()
-def _bounds(case: Case, evidence: Evidence) -> tuple[float, float]:
-    """The condition number and the gain of the head where each is largest."""
-    total, largest_square, _ = evidence.of_heads.unbind(-1)
-    ridge = without_copies(_expanded(case).ridge)
-    largest, smallest = ridge.amax(-1), ridge.amin(-1)
-    if case.state is not None:
-        spread = case.state.matrix.diagonal(dim1=-2, dim2=-1)
-        if case.regularizer == "constant":
-            largest = largest + spread.sum(-1)
-        else:
-            largest, smallest = 1 / spread.amin(-1), 1 / spread.amax(-1)
-    if case.log_forget is not None and case.regularizer == "initial":
-        smallest = smallest * case.log_forget.sum(1).exp()
-    condition, gain = (largest + total) / smallest, largest_square / smallest
-    return float(condition.max()), float(gain.max())
-
-
-def _well_conditioned(case: Case, evidence: Evidence) -> bool:
-    """Whether the kernels are accurate in the dtype of the operands; looked at head by head only where it matters."""
+def _accurate(case: Case, evidence: Evidence) -> bool:
+    """Whether the kernels have kept their promise in the dtype of the operands."""
     # seen in what comes out, if anything does, which is cheaper than reading the operands once more before
     seen_finite = math.isfinite(evidence.zero)
     if not seen_finite or case.v.shape[-1] == 0:
         check_finite({"q": case.q, "k": case.k, "v": case.v})
-    if not seen_finite:  # finite operands: it has overflowed
-        return False
-    if case.state is None and case.log_forget is None:
-        condition = (evidence.largest_ridge + evidence.total) / evidence.smallest_ridge
-        if _accurate(case, condition, evidence.largest / evidence.smallest_ridge):
-            return True
-    return _accurate(case, *_bounds(case, evidence))
+    # not finite, though the operands are: it has overflowed
+    return seen_finite and enough(evidence.gain, evidence.condition, case.k.dtype, case.log_forget)
 
 
 def _expanded(case: Case) -> Case:
@@ -125,8 +83,8 @@ def attend(case: Case) -> tuple[Tensor, MesaState | None]:
 def compute(case: Case) -> tuple[Tensor, MesaState | None]:
     """The same for a case that the kernels support.
 
-    Where bounds that are cheap to tell say that float32 could lose too many digits it is computed in float64, and where
-    float64 could by the chunked form, which verifies its solutions and refines them. So is an output that overflows.
+    Where gains and condition numbers say that float32 has lost too many digits it is computed again in float64; where
+    float64 has, by the chunked form, which verifies its solutions and refines them. So is an output that overflows.
 
     After other work, which leaves the caches full of its data, an operation of torch takes tens of microseconds instead
     of one: without a state there are next to none but the kernels.
@@ -144,34 +102,46 @@ def compute(case: Case) -> tuple[Tensor, MesaState | None]:
     if state is not None:
         matrix, association = (state.matrix + state.matrix.mT) / 2, state.association
     constant = regularizer == "constant" and log_forget is not None
-    start = matrix
-    if regularizer == "constant" and not constant and matrix is not None:
+    start, largest = matrix, None
+    if matrix is not None and regularizer == "initial":
+        largest = _largest_eigenvalue(torch.linalg.inv(matrix.detach().double()))
+    elif matrix is not None and not constant:
         # nothing is forgotten, so the ridge may as well be: H_0 = C_0 + ridge
-        start = torch.linalg.inv(matrix.double() + torch.diag_embed(ridge.double())).to(k.dtype)
-    start, association = (None if x is None else x.contiguous() for x in (start, association))
-    inputs = Inputs(q, k, v, ridge, write, log_forget, start, association, constant)
+        hessian = matrix.double() + torch.diag_embed(ridge.double())
+        start, largest = torch.linalg.inv(hessian).to(k.dtype), _largest_eigenvalue(hessian)
+    start, largest, association = (
+        None if x is None else x.to(k.dtype).contiguous() for x in (start, largest, association)
+    )
+    inputs = Inputs(q, k, v, ridge, write, log_forget, start, largest, association, constant)
     tracked = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
     final_matrix = final_association = None
     if tracked:
         o, evidence = differentiable_mesa_forward(inputs)
     else:
         o, evidence, _, final_matrix, final_association = mesa_forward(inputs, final=return_state)
-    if not _well_conditioned(case, evidence):
+    if not _accurate(case, evidence):
         return _in_double(case) if k.dtype == torch.float32 else PORTABLE["chunked"](case)
     if not return_state:
         return o, None
-    if final_matrix is None or final_association is None or regularizer == "constant":
+    vanished = log_forget is not None and bool((log_forget < _LEAST_LOG_FORGET[k.dtype]).any())
+    if final_matrix is None or final_association is None or regularizer == "constant" or vanished:
         final_matrix, final_association = _final_state(k, v, ridge, log_forget, write, regularizer, matrix, association)
     return o, MesaState(regularizer, final_matrix, final_association)
 
 
+@torch.no_grad()
+def _largest_eigenvalue(matrix: Tensor) -> Tensor:
+    """An upper bound for positive definite matrices `[..., D, D]`, at most D^(1/16) times too large."""
+    size = torch.linalg.matrix_norm(matrix)
+    power = matrix / size[..., None, None]
+    for _ in range(3):
+        power = power @ power
+    return size * torch.linalg.matrix_norm(power) ** (1 / 8)
+
+
 def _in_double(case: Case) -> tuple[Tensor, MesaState | None]:
     """The same in float64, given back in float32."""
-    changed: dict[str, Any] = {
-        name: value.double() for name, value in case._asdict().items() if isinstance(value, Tensor)
-    }
-    state = None if case.state is None else case.state.to(dtype=torch.float64)
-    o, final = compute(case._replace(**changed, state=state))
+    o, final = compute(case.to(torch.float64))
     return o.to(case.q.dtype), None if final is None else final.to(dtype=case.q.dtype)
 
 

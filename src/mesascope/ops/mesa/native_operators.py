@@ -24,6 +24,7 @@ class Inputs(NamedTuple):
         ridge: of any shape that `expand_ridge` takes.
         write, log_forget: `[B, T, H]` or None.
         matrix: H_0^-1, or C_0 if `constant`, `[B, H, D, D]`, contiguous; or None.
+        largest: an upper bound of the eigenvalues of H_0, `[B, H]`, contiguous; only with H_0^-1.
         association: G_0, `[B, H, Dv, D]`, contiguous; or None.
         constant: whether the ridge is not forgotten.
     """
@@ -35,23 +36,24 @@ class Inputs(NamedTuple):
     write: Tensor | None
     log_forget: Tensor | None
     matrix: Tensor | None
+    largest: Tensor | None
     association: Tensor | None
     constant: bool
 
 
 class Evidence(NamedTuple):
-    """What tells whether a problem is well posed.
+    """What tells how many digits are kept, the largest over all heads and tokens.
 
     Attributes:
-        of_heads: `[B, H, 3]`: the sum and the maximum over time of write |k|^2, and 0; NaN if k or o is not finite, or
-            has overflowed in a sum. Without columns of v nothing is known of q.
-        total, largest, zero: the largest of each over all heads.
+        gain: write_t k_t . H^-1 k_t, with what H was before a chunk of tokens.
+        condition: an estimate of the condition number of H_t for queries of all directions alike, |H_t| |H_t^-1| /
+            sqrt(D) with the Frobenius norm of H_t^-1; if `constant`, a bound of the condition number.
+        zero: 0; NaN if k or o is not finite, or has overflowed in a sum. Without columns of v nothing is known of q.
         smallest_ridge, largest_ridge: over all coordinates.
     """
 
-    of_heads: Tensor
-    total: float
-    largest: float
+    gain: float
+    condition: float
     zero: float
     smallest_ridge: float
     largest_ridge: float
@@ -159,7 +161,7 @@ def _backward(inputs: Inputs, saved: Tensor, o: Tensor | None, g: Tensor) -> tup
     dforget = None if inputs.log_forget is None else _forget_gradient(inputs, found, o, g)
     dmatrix = None if inputs.matrix is None else _matrix_gradient(inputs, found)
     dwrite = None if inputs.write is None else found.write
-    return found.q, found.k, found.v, found.ridge, dwrite, dforget, dmatrix, found.association, None
+    return found.q, found.k, found.v, found.ridge, dwrite, dforget, dmatrix, None, found.association, None
 
 
 def _forget_gradient(inputs: Inputs, found: _Gradients, o: Tensor | None, g: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mesascope.ops.mesa import chunked, reference
+from mesascope.ops.mesa import chunked, digits, reference
 from mesascope.ops.mesa.case import Case
 from mesascope.ops.mesa.checks import completed_ridge
 from mesascope.ops.mesa.state import MesaState
@@ -33,4 +33,19 @@ def _checked(attend: Attend) -> Attend:
     return checked
 
 
-PORTABLE: dict[str, Attend] = {"reference": _checked(reference.attend), "chunked": _checked(chunked.attend)}
+def _with_all_digits(attend: Attend) -> Attend:
+    """The same, computed in float64 where float32 would lose digits that are promised."""
+
+    def precise(case: Case) -> tuple[Tensor, MesaState | None]:
+        if not digits.too_few(case):
+            return attend(case)
+        output, final = attend(case.to(torch.float64))
+        return output.to(case.q.dtype), None if final is None else final.to(dtype=case.q.dtype)
+
+    return precise
+
+
+PORTABLE: dict[str, Attend] = {
+    "reference": _checked(reference.attend),
+    "chunked": _checked(_with_all_digits(chunked.attend)),
+}

@@ -75,15 +75,16 @@ def singular(
     """The error for a problem that cannot be solved in a dtype, which names the cause."""
     found = f"the relative residual is {relative_residual:.2g}, {LARGEST_RESIDUAL:g} is allowed"
     smallest = f"{float(ridge.detach().min()):.3g}"
+    precise = "" if dtype == torch.float64 else " or float64"
     if log_forget is not None and regularizer == "initial":
         return InputError(
             f"log_forget: so much was forgotten, the ridge (smallest {smallest}) included, that directions without "
-            f'recent keys have no regularizer left in {dtype} ({found}); use regularizer="constant", forget less, a '
-            "larger ridge or float64"
+            f'recent keys have no regularizer left in {dtype} ({found}); use regularizer="constant", forget less, '
+            f"a larger ridge{precise}"
         )
     return InputError(
         f"ridge: the smallest is {smallest}, too small for keys of this size in {dtype} ({found}); use a larger ridge, "
-        "smaller keys or float64"
+        f"smaller keys{precise}"
     )
 
 

@@ -1,0 +1,134 @@
+"""How many digits mesa attention keeps, and whether float32 is enough.
+
+Rounding costs digits where a key is new, as many as its gain beta_t k_t . H_(t-1)^-1 k_t has; and as many as the
+condition number of H_t has for queries of all directions alike, |H_t| |H_t^-1| / sqrt(D) with the Frobenius norm of the
+inverse.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mesascope.ops.mesa.case import Case
+from mesascope.ops.mesa.checks import tracing
+from mesascope.ops.mesa.problem import Problem
+
+_CHUNK = 32
+_POWERS = 5
+
+
+class Regime(NamedTuple):
+    """Up to which gain, and then up to which condition number, a dtype keeps what is promised."""
+
+    gain: float
+    condition: float
+
+
+Regimes = dict[torch.dtype, tuple[Regime, ...]]
+
+_REMEMBERING: Regimes = {
+    torch.float32: (Regime(16, 100), Regime(128, 1000)),
+    torch.float64: (Regime(1e5, 1e8),),
+}
+"""Where nothing is forgotten the error is about 1e-7 of either in float32: 1e-5 with keys of norm 1 and a ridge down to
+0.1, 1e-4 with a ridge down to 0.01."""
+
+_FORGETTING: Regimes = {torch.float32: (Regime(128, 100),), torch.float64: (Regime(1e5, 1e8),)}
+"""Where the past is forgotten gains grow, whatever the ridge is."""
+
+_LEARNING_TO_FORGET: Regimes = {torch.float32: (Regime(16, 20),), torch.float64: (Regime(1e5, 1e8),)}
+"""The gradient of log_forget, a sum of terms of both signs, loses up to ten times as much."""
+
+
+def enough(gain: float, condition: float, dtype: torch.dtype, log_forget: Tensor | None) -> bool:
+    """Whether a dtype keeps what is promised, for the largest gain and condition number of all tokens."""
+    if log_forget is None:
+        regimes = _REMEMBERING
+    elif log_forget.requires_grad and torch.is_grad_enabled():
+        regimes = _LEARNING_TO_FORGET
+    else:
+        regimes = _FORGETTING
+    largest = next((regime.condition for regime in regimes[dtype] if gain <= regime.gain), -math.inf)
+    return condition <= largest
+
+
+def too_few(case: Case) -> bool:
+    """Whether a case in float32 needs float64; looked at closely only where simple bounds do not say so.
+
+    Where values are not known nobody can tell, and not all devices have float64.
+    """
+    known = not tracing() and torch._C._get_tracing_state() is None and case.k.device.type != "mps"
+    if case.k.dtype != torch.float32 or not known:
+        return False
+    problem = _problem(case)
+    return not any(enough(*found(problem), torch.float32, case.log_forget) for found in (bounds, estimates))
+
+
+@torch.no_grad()
+def _problem(case: Case) -> Problem:
+    k = case.k.transpose(1, 2)
+    write, log_forget = (None if gate is None else gate.transpose(1, 2) for gate in (case.write, case.log_forget))
+    ridge, gram = case.ridge, None
+    if case.state is not None:
+        gram = (case.state.matrix + case.state.matrix.mT) / 2
+        if case.regularizer == "initial":
+            ridge, gram = torch.zeros_like(ridge), torch.linalg.inv_ex(gram).inverse
+    return Problem(k, write, log_forget, ridge, gram, case.regularizer)
+
+
+@torch.no_grad()
+def bounds(problem: Problem) -> tuple[float, float]:
+    """Upper bounds of the gain and the condition number; infinite where a state or forgetting hides the ridge."""
+    if problem.gram is not None or problem.log_forget is not None:
+        return math.inf, math.inf
+    energy, (smallest, largest) = (problem.k * problem.written).sum(-1), torch.aminmax(problem.ridge, dim=-1)
+    return float((energy.amax(-1) / smallest).max()), float(((largest + energy.sum(-1)) / smallest).max())
+
+
+@torch.no_grad()
+def estimates(problem: Problem) -> tuple[float, float]:
+    """The gain and the condition number, as far as H between chunks of tokens tells; infinite where it is singular."""
+    k, written, log_forget = problem.k, problem.written, problem.log_forget
+    ridge, state = torch.diag_embed(problem.ridge), problem.fading()
+    state = torch.zeros_like(ridge) if state is None else state
+    kept = ridge if problem.regularizer == "constant" else torch.zeros_like(ridge)
+    largest = k.new_zeros(2)
+    for chunk in _chunks(k.shape[2], log_forget is not None):
+        inverse, singular = torch.linalg.inv_ex(state + kept)
+        if bool(singular.any()):
+            return math.inf, math.inf
+        gains = ((k[:, :, chunk] @ inverse) * written[:, :, chunk]).sum(-1)
+        spread = torch.linalg.matrix_norm(inverse) / math.sqrt(k.shape[-1])
+        if log_forget is None:
+            state = state + k[:, :, chunk].mT @ written[:, :, chunk]
+        else:
+            # until the end of the chunk H is forgotten, and the inverse grows by as much at most
+            sums = log_forget[:, :, chunk].cumsum(-1)
+            left, remaining = (sums[..., -1:] - sums).exp()[..., None], sums.exp()
+            state = remaining[..., -1, None, None] * state + k[:, :, chunk].mT @ (left * written[:, :, chunk])
+            gains, spread = gains / remaining, spread / remaining[..., -1]
+        conditions = spread * _largest_eigenvalue(state + kept)
+        largest = torch.maximum(largest, torch.stack([gains.max(), conditions.max()]))
+    gain, condition = largest.tolist()
+    return gain, condition
+
+
+def _chunks(time: int, forgetting: bool) -> Iterator[slice]:
+    """Of equal lengths; where nothing is forgotten, and H^-1 only shrinks, each as long as all before it."""
+    start = 0
+    while start < time:
+        end = start + _CHUNK if forgetting or start == 0 else 2 * start
+        yield slice(start, end)
+        start = end
+
+
+def _largest_eigenvalue(matrices: Tensor) -> Tensor:
+    """Of positive definite matrices, from below: a few powers applied to the column with the largest diagonal."""
+    column = matrices.diagonal(dim1=-2, dim2=-1).argmax(-1)[..., None, None].expand(*matrices.shape[:-1], 1)
+    vector = matrices.gather(-1, column)
+    for _ in range(_POWERS):
+        vector = matrices @ (vector / torch.linalg.vector_norm(vector, dim=-2, keepdim=True))
+    return torch.linalg.vector_norm(vector, dim=-2)[..., 0]
