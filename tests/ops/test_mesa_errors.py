@@ -1,6 +1,7 @@
 """What mesa attention refuses, and what it says then."""
 
 import math
+import re
 from typing import Any
 
 import pytest
@@ -267,6 +268,13 @@ def test_a_step_needs_one_token_and_what_its_state_lacks() -> None:
     state = MesaState.initial(RIDGE, batch=2, heads=3, key_dim=5, value_dim=5, regularizer="constant")
     with pytest.raises(InputError, match=r"q: got \(2, 4, 3, 5\), but it must be of shape \[B, H, D\]"):
         state.step(X, X, X, RIDGE)
+    for name, bad in (("k", X[:, 0, :, :4]), ("v", X[:1, 0]), ("write", GATE[:, :2]), ("log_forget", GATE)):
+        operands = {"q": X[:, 0], "k": X[:, 0], "v": X[:, 0], name: bad}
+        shape = re.escape(str(tuple(bad.shape)))
+        with pytest.raises(
+            InputError, match=rf"{name}: got {shape}, .* of (the shape of q|shape \[2, 3, Dv\]|shape \[B, H\])"
+        ):
+            state.step(**operands, ridge=RIDGE)
     with pytest.raises(InputError, match=r'ridge: got None, but a state of regularizer "constant" needs it'):
         state.step(X[:, 0], X[:, 0], X[:, 0])
 

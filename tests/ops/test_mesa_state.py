@@ -171,6 +171,9 @@ def test_a_state_comes_back_from_a_file_with_its_bits(regularizer: str, tmp_path
     assert torch.equal(loaded.matrix, state.matrix)
     assert torch.equal(loaded.association, state.association)
     assert not loaded.matrix.requires_grad
+    negated = MesaState(regularizer, torch._neg_view(state.matrix.detach()), state.association.detach())
+    negated.save(tmp_path / "negated")
+    assert torch.equal(MesaState.load(tmp_path / "negated").matrix, -state.matrix)
 
 
 def test_a_full_disk_leaves_the_old_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

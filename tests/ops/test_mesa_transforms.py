@@ -252,6 +252,18 @@ def test_gradients_of_the_native_kernels_are_not_mapped() -> None:
         torch.vmap(lambda g: torch.autograd.grad(o, keys, g, retain_graph=True)[0])(gradients)
 
 
+def test_gradients_of_the_chunked_form_are_mapped_by_vmap_alone() -> None:
+    operands = draw(Case((1, 6, 2, 3, 3)))
+    keys = operands.k.requires_grad_()
+    o = mesa_attention(operands.q, keys, operands.v, operands.ridge, backend="chunked")
+    gradients = torch.randn(2, *o.shape, dtype=o.dtype)
+    mapped = torch.vmap(lambda g: torch.autograd.grad(o, keys, g, retain_graph=True)[0])(gradients)
+    for found, g in zip(mapped, gradients, strict=True):
+        torch.testing.assert_close(found, torch.autograd.grad(o, keys, g, retain_graph=True)[0])
+    with pytest.raises(RuntimeError, match=r"call torch.autograd.grad inside torch.vmap instead"):
+        torch.autograd.grad(o, keys, gradients, is_grads_batched=True)
+
+
 def test_packing_is_refused_inside_vmap() -> None:
     operands = draw(Case((1, 6, 2, 3, 3)))
 

@@ -119,6 +119,11 @@ class _GatedSum(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         a, b, c, log_forget, output = ctx.saved_tensors
         (g,) = gradients
+        if torch._C._functorch.is_legacy_batchedtensor(g):
+            raise RuntimeError(
+                "mesa attention: is_grads_batched and vectorize map gradients in a way that few operators know; call "
+                "torch.autograd.grad inside torch.vmap instead"
+            )
         needs_a, needs_b, needs_c, needs_forget, _ = ctx.needs_input_grad
         da = gated_sum(g, c, b, log_forget, reverse=ctx.reverse) if needs_a else None
         db = gated_sum(c, g, a, log_forget, reverse=not ctx.reverse) if needs_b else None

@@ -92,7 +92,7 @@ class MesaState:
         """
         gates = {name: gate for name, gate in (("log_forget", log_forget), ("write", write)) if gate is not None}
         require_tensors(q=q, k=k, v=v, **gates)
-        require(q.dim() == 3, "q", tuple(q.shape), "of shape [B, H, D]")
+        _check_step(q, k, v, gates)
         constant = self.regularizer == "constant"
         if constant and ridge is None:
             raise InputError('ridge: got None, but a state of regularizer "constant" needs it, for it does not hold it')
@@ -161,7 +161,7 @@ class MesaState:
         Raises:
             StorageError: the file cannot be written.
         """
-        tensors = {"matrix": self.matrix.cpu(), "association": self.association.cpu()}
+        tensors = {"matrix": self.matrix.cpu().resolve_neg(), "association": self.association.cpu().resolve_neg()}
         write_tensors(
             Path(path), tensors, {"format": _FORMAT, "regularizer": self.regularizer}, advice="save the state again"
         )
@@ -177,6 +177,16 @@ class MesaState:
         if metadata.get("format") != _FORMAT:
             raise CheckpointError(f"{path}: not a mesa state; it was written by something else than MesaState.save")
         return cls(metadata["regularizer"], tensors["matrix"], tensors["association"])
+
+
+def _check_step(q: Tensor, k: Tensor, v: Tensor, gates: dict[str, Tensor]) -> None:
+    """Raise an error that speaks of the shapes of one token, which are those of no sequence."""
+    require(q.dim() == 3 and q.shape[-1] > 0, "q", tuple(q.shape), "of shape [B, H, D] with D > 0")
+    require(k.shape == q.shape, "k", tuple(k.shape), f"of the shape of q {tuple(q.shape)}")
+    batch, heads, _ = q.shape
+    require(v.dim() == 3 and v.shape[:2] == q.shape[:2], "v", tuple(v.shape), f"of shape [{batch}, {heads}, Dv]")
+    for name, gate in gates.items():
+        require(gate.shape == q.shape[:2], name, tuple(gate.shape), f"of shape [B, H] = {tuple(q.shape[:2])}")
 
 
 def _sherman_morrison(inverse: Tensor, k: Tensor, strength: Tensor) -> Tensor:
