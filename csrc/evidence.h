@@ -2,17 +2,26 @@
 //
 // Rounding costs digits where a key is new, as many as its gain write_t k_t . R k_t has; and as many as the condition number
 // of H_t has for queries of all directions alike, |H_t| |R| / sqrt(D) with the Frobenius norm of R. The matrix H_t is
-// nowhere. While that does not matter its trace bounds it; then its largest eigenvalue is estimated, for
+// nowhere. While that does not matter its trace bounds it; then its largest eigenvalue is estimated from products of
+// C = sum_i k_i k_i^T, with effective keys, and two random vectors p, for
 //
-//     |sum_i +- |k_i| k_i|^2 / sum_i |k_i|^2 <= |sum_i k_i k_i^T|
+//     |C p|^2 / p . C p <= |C|.
 //
-// with any signs, best with those of k_i . (the sum before its chunk), where k_i are effective keys. For keys along a line
-// that is exact, for random ones two thirds.
+// That is exact for keys along a line, and near it if one direction stands out or all are alike.
 #pragma once
 
 #include "gates.h"
 
 namespace MESASCOPE_ISA {
+
+// Numbers between -1 and 1 as if drawn at random, the same in every run
+template <class T>
+inline T random_number(Index index) {
+  std::uint64_t bits = std::uint64_t(index + 1) * 0x9e3779b97f4a7c15u;
+  bits = (bits ^ (bits >> 30)) * 0xbf58476d1ce4e5b9u;
+  bits = (bits ^ (bits >> 27)) * 0x94d049bb133111ebu;
+  return T(std::int32_t((bits ^ (bits >> 31)) >> 32)) / T(2147483648.0);
+}
 
 template <class Layout>
 struct Evidence {
@@ -20,24 +29,26 @@ struct Evidence {
   using Element = typename Layout::Element;
   using Vector = typename Layout::Vector;
   static constexpr Index chunk = Layout::chunk, width = Layout::width;
+  static constexpr int probes = 2;
   // up to this condition number, the bound is good enough; where R can grow again there is no such number
   static constexpr T harmless = T(64);
-  // the sum before the first chunk, and in place of zero, for the sake of the signs
-  static constexpr T nudge = T(1e-20);
 
-  View<Element> row;      // the largest gain, the largest condition number, and 0 times the sum of all keys and outputs
-  View<Element> sum;      // of +- |k_i| k_i, of what is left of them
-  View<Element> norms;    // |k_i|^2 in a chunk, then +- |k_i|
-  Element trace;          // of what is in the sum
-  Element bound, kept;    // on the rest of H_t, which is forgotten, and on a ridge that is not
-  Element spread;         // |R| / sqrt(D) before the chunk
-  Element widest;         // which a ridge that is not forgotten keeps it below
+  View<Element> row;       // the largest gain, the largest condition number, and 0 times the sum of all keys and outputs
+  View<Element> random;    // p, a row for each probe
+  View<Element> products;  // C p, of what is left of C
+  View<Element> along;     // k_i . p in a chunk
+  View<Element> solved;    // H^-1 p
+  Element trace;           // of C
+  Element bound, kept;     // on the rest of H_t, which is forgotten, and on a ridge that is not
+  Element spread;          // |R| / sqrt(D) before the chunk
+  Element widest;          // which a ridge that is not forgotten keeps it below
   Vector zeros;
   bool constant, forgetting, estimating;
   Index chunks;
 
   void allocate(Workspace<Layout>& space, Index dim) {
-    row = space.matrix(1, 3), sum = space.matrix(1, dim), norms = space.matrix(1, Layout::chunk);
+    row = space.matrix(1, 3), random = space.matrix(probes, dim), products = space.matrix(probes, dim);
+    along = space.matrix(1, chunk), solved = space.matrix(1, dim);
   }
 
   // with the largest eigenvalue of H_0 and its inverse, or the diagonal of that as a row
@@ -47,10 +58,10 @@ struct Evidence {
     constant = false, forgetting = estimating = forgets;
   }
 
-  // with a ridge that is not forgotten, and the trace of C_0
-  void begin_constant(Element largest_ridge, Element smallest_ridge, Element start, Index dim) {
+  // with a ridge that is not forgotten, and the largest eigenvalue of C_0
+  void begin_constant(Element largest_ridge, Element smallest_ridge, Element largest, Index dim) {
     clear(dim);
-    bound = start, kept = largest_ridge, spread = widest = T(1) / smallest_ridge;
+    bound = largest, kept = largest_ridge, spread = widest = T(1) / smallest_ridge;
     constant = forgetting = estimating = true;
   }
 
@@ -59,23 +70,23 @@ struct Evidence {
     Vector squares{};
     for (Index t = 0; t < chunk; t += width) {
       const View<const Element> tokens = k_t.from_column(t);
-      const Vector norm = sum_over(dim, [&](Index d) {
+      const Vector square = sum_over(dim, [&](Index d) {
         const Vector x = load<Vector>(tokens.data + d * tokens.rows);
         return Vector(x * x);
       });
-      squares += norm;
-      MESASCOPE_ISA::store(norms.data + t, norm);
+      squares += square;
+      if (constant) MESASCOPE_ISA::store(along.data + t, square);
     }
     zeros += T(0) * squares;
     Element grown = spread / gates.last_decay;
     if (constant) {
       grown = grown < widest ? grown : widest;
-      for (Index t = 0; t < n; ++t) raise(row.data[0], norms.data[t] * gates.at(gates.decay, t) * widest);
+      for (Index t = 0; t < n; ++t) raise(row.data[0], along.data[t] * gates.at(gates.decay, t) * widest);
     }
     const Element added = sum_lanes<Layout>(squares) * gates.last_decay;
     bound *= gates.last_decay, trace *= gates.last_decay;
     if (!estimating) estimating = exceeds<Layout>((bound + added) * grown, harmless);
-    if (estimating) add_to_sum(k, k_t, gates, n, dim);
+    if (estimating) add_to_products(k, k_t, gates, n, dim);
     (estimating ? trace : bound) += added;
     raise(row.data[1], (kept + bound + estimate(dim)) * grown);
   }
@@ -92,15 +103,15 @@ struct Evidence {
     if (forgetting || (matters && (chunks & (chunks - 1)) == 0)) spread = size(inverse, dim, dim);
   }
 
-  // from the Cholesky factor of H_t, with inverses on its diagonal: the squares of these are those of H_t^-1 as far as later
-  // coordinates do not matter
-  void measure_factor(View<const Element> factor, Index dim) {
-    Element squares{};
-    for (Index d = 0; d < dim; ++d) {
-      const Element inverse = factor.data[d * factor.rows + d] * factor.data[d * factor.rows + d];
-      squares += inverse * inverse;
+  // the same for a ridge that is not forgotten, where `solve(y, x)` sets y = H^-1 x: |H^-1 p| / |p| is as large on average
+  template <class Solve>
+  void measure_by(Solve solve, Index dim) {
+    Element found{};
+    for (int probe = 0; probe < probes; ++probe) {
+      solve(solved.data, random.from_row(probe).data);
+      found += sum_of_squares(constant_row(solved, 0), 1, dim) / sum_of_squares(constant_row(random, probe), 1, dim);
     }
-    spread = square_root<T>(Element(squares / T(dim)));
+    spread = square_root<T>(Element(found / T(probes)));
   }
 
   // sums of rows, so that only they wait for each other
@@ -114,40 +125,57 @@ struct Evidence {
 
   void store(const MesaProblem<T>& problem, const Group<Layout>& group) {
     row.data[2] = sum_lanes<Layout>(zeros);
-    store_rows(problem.evidence, constant_view(), group, 0, 1, 3);
+    store_rows(problem.evidence, constant_row(row, 0), group, 0, 1, 3);
   }
 
  private:
   void clear(Index dim) {
-    MESASCOPE_ISA::clear<Layout>(row, 0, 1), MESASCOPE_ISA::clear<Layout>(sum, 0, 1);
-    for (Index d = 0; d < dim; ++d) sum.data[d] = Element{} + nudge;
+    MESASCOPE_ISA::clear<Layout>(row, 0, 1), MESASCOPE_ISA::clear<Layout>(products, 0, probes);
+    for (int probe = 0; probe < probes; ++probe)
+      for (Index d = 0; d < dim; ++d) random.from_row(probe).data[d] = Element{} + random_number<T>(probes * d + probe);
     zeros = Vector{}, trace = Element{}, chunks = 0;
   }
 
-  View<const Element> constant_view() const { return {row.data, row.rows}; }
+  static View<const Element> constant_row(View<Element> matrix, int index) {
+    return {matrix.data + index * matrix.rows, matrix.rows};
+  }
 
-  static void raise(Element& largest, Element value) { largest = largest > value ? largest : value; }
+  // not less than a value, and NaN if either is
+  static void raise(Element& largest, Element value) { largest = (value > largest) | (value != value) ? value : largest; }
 
-  void add_to_sum(View<const Element> k, View<const Element> k_t, const Gates<Layout>& gates, Index n, Index dim) {
-    for (Index t = 0; t < chunk; t += width) {
-      const View<const Element> tokens = k_t.from_column(t);
-      const Vector along =
-          sum_over(dim, [&](Index d) { return Vector(load<Vector>(tokens.data + d * tokens.rows) * sum.data[d]); });
-      const Vector norm = square_root<T>(load<Vector>(norms.data + t));
-      MESASCOPE_ISA::store(norms.data + t, Vector(along < T(0) ? -norm : norm));
-    }
-    for (Index d = 0; d < dim; d += width) {
-      Vector total = load<Vector>(sum.data + d);
-      for (Index t = 0; t < n; ++t) total += norms.data[t] * load<Vector>(k.data + t * k.rows + d);
-      MESASCOPE_ISA::store(sum.data + d, Vector(total * gates.last_decay + nudge));
+  // what is left of the products, and the tokens of a chunk
+  void add_to_products(View<const Element> k, View<const Element> k_t, const Gates<Layout>& gates, Index n, Index dim) {
+    for (int probe = 0; probe < probes; ++probe) {
+      const Element* p = random.from_row(probe).data;
+      for (Index t = 0; t < chunk; t += width) {
+        const View<const Element> tokens = k_t.from_column(t);
+        MESASCOPE_ISA::store(along.data + t, sum_over(dim, [&](Index d) {
+                               return Vector(load<Vector>(tokens.data + d * tokens.rows) * p[d]);
+                             }));
+      }
+      Element* product = products.from_row(probe).data;
+      for (Index d = 0; d < dim; d += width) {
+        Vector total = load<Vector>(product + d);
+        for (Index t = 0; t < n; ++t) total += along.data[t] * load<Vector>(k.data + t * k.rows + d);
+        MESASCOPE_ISA::store(product + d, Vector(total * gates.last_decay));
+      }
     }
   }
 
-  // of the largest eigenvalue; not more than the trace, beside which the nudge may be large
+  // of the largest eigenvalue of C; at least the mean of all
   Element estimate(Index dim) const {
     if (!estimating) return Element{};
-    const Element square = sum_of_squares({sum.data, sum.rows}, 1, dim);
-    return square < trace * trace ? Element(square / trace) : trace;
+    Element largest = trace / T(dim);
+    for (int probe = 0; probe < probes; ++probe) {
+      const Element *p = random.from_row(probe).data, *product = products.from_row(probe).data;
+      const Vector inner = sum_over(round_up(dim, width) / width, [&](Index d) {
+        return Vector(load<Vector>(p + d * width) * load<Vector>(product + d * width));
+      });
+      const Element square = sum_of_squares(constant_row(products, probe), 1, dim), mean = sum_lanes<Layout>(inner);
+      const Element found = square < trace * mean ? Element(square / mean) : trace;  // of rounding, if it is more
+      raise(largest, found);
+    }
+    return largest;
   }
 
   // the Frobenius norm of a matrix, or of a diagonal one given by a row, over sqrt(D)

@@ -256,7 +256,7 @@ struct MesaForward {
         const auto keys = effective_rows<Layout>(k, gates, n, dim, key);
         evidence.add_keys(keys, transposed<Layout>(keys, chunk, dim, scratch), gates, n, dim);
         tokens.solve_chunk(solved, q, k, gates, n, dim);
-        evidence.measure_factor(constant(tokens.factor), dim);
+        measure_tokens(dim);
       } else {
         solve_queries(n, dim);
         if (!last || problem.final_matrix != nullptr)
@@ -303,23 +303,32 @@ struct MesaForward {
 
   void begin_evidence(const MesaProblem<T>& problem, const Group<Layout>& group) {
     const Index dim = problem.size.dim;
+    const bool with_state = problem.matrix != nullptr;
+    Element largest{};  // eigenvalue of H_0 or C_0
+    if (with_state) {
+      load_rows(key, Operand<const T>{problem.largest, problem.size.heads, 0, 1, 0}, group, 0, 1, 1);
+      largest = key.data[0];
+    }
     if (problem.constant) {
-      Element largest = tokens.ridge.data[0], trace{};
-      for (Index d = 0; d < dim; ++d) {
-        largest = largest > tokens.ridge.data[d] ? largest : tokens.ridge.data[d];
-        trace += tokens.gram.data[d * tokens.gram.rows + d];
-      }
-      return evidence.begin_constant(largest, tokens.smallest_ridge, trace, dim);
+      Element largest_ridge = tokens.ridge.data[0];
+      for (Index d = 1; d < dim; ++d)
+        largest_ridge = largest_ridge > tokens.ridge.data[d] ? largest_ridge : tokens.ridge.data[d];
+      evidence.begin_constant(largest_ridge, tokens.smallest_ridge, largest, dim);
+      if (!with_state) return;
+      clear<Layout>(key, 0, 1);
+      tokens.advance(key.data, Element{} + T(1), Element{}, dim);
+      return measure_tokens(dim);
     }
     const bool forgetting = problem.log_forget.data != nullptr;
-    if (!inverse.diagonal) {
-      load_rows(key, Operand<const T>{problem.largest, problem.size.heads, 0, 1, 0}, group, 0, 1, 1);
-      return evidence.begin(key.data[0], constant(inverse.matrix), dim, dim, forgetting);
-    }
+    if (with_state) return evidence.begin(largest, constant(inverse.matrix), dim, dim, forgetting);
     Element smallest = inverse.reciprocals.data[0];
     for (Index d = 1; d < dim; ++d)
       smallest = smallest < inverse.reciprocals.data[d] ? smallest : inverse.reciprocals.data[d];
     evidence.begin(T(1) / smallest, constant(inverse.reciprocals), 1, dim, forgetting);
+  }
+
+  void measure_tokens(Index dim) {
+    evidence.measure_by([&](Element* y, const Element* x) { tokens.solve(y, x, Element{} + T(1), dim); }, dim);
   }
 
   // G is kept as [D, Dv], and [B, H, Dv, D] outside

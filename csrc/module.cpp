@@ -308,7 +308,7 @@ nb::tuple mesa_forward(const Tensor& q, const Tensor& k, const Tensor& v, const 
     const Sizes& size = problem.size;
     const KernelSet<T>& set = kernels<T>(size, layout);
     nb::object o = written(problem.o, size, size.dim_v);
-    if (problem.matrix != nullptr && !constant && problem.largest == nullptr)
+    if (problem.matrix != nullptr && problem.largest == nullptr)
       throw std::invalid_argument("largest: needed with a matrix");
     std::vector<T> evidence(std::size_t(size.all_heads() * 3));
     problem.evidence = {evidence.data(), size.heads * 3, 0, 3, 1};

@@ -53,7 +53,7 @@ struct MesaProblem {
   Operand<const T> write, log_forget; // [B, T, H], or absent
   bool constant = false;              // with log_forget only: without it there is no difference but in time
   const T* matrix = nullptr;          // [B, H, D, D]: H_0^-1 instead of ridge, or C_0 if constant; or absent
-  const T* largest = nullptr;         // the largest eigenvalue of H_0 [B, H]; needed forward with a matrix, if not constant
+  const T* largest = nullptr;         // the largest eigenvalue of H_0, or C_0 if constant [B, H]; with a matrix
   const T* association = nullptr;     // G_0 [B, H, Dv, D], or absent
   Operand<T> o;
   // [B, 1, H, 3]: the largest gain write_t k_t . R k_t, the largest condition number of H_t; 0, or NaN if k or o is not finite

@@ -195,14 +195,14 @@ Tensor<T> definite(const Sizes& size) {
   return result;
 }
 
-// |R^-1| of each head, at least its largest eigenvalue
+// |C_0| or |R_0^-1| of each head, at least its largest eigenvalue
 template <class T>
-Tensor<T> sizes_of_inverses(const Tensor<T>& matrices, const Sizes& size) {
+Tensor<T> sizes_of_states(const Tensor<T>& matrices, const Sizes& size, bool inverted) {
   Tensor<T> result({size.batch, size.heads, 1, 1}, Memory::contiguous);
   for (Index head = 0; head < size.all_heads(); ++head) {
     Matrix matrix(size.dim, size.dim);
     std::copy_n(matrices.data() + head * size.dim * size.dim, size.dim * size.dim, matrix.data.begin());
-    result.data()[head] = T(norm(inverse(matrix)));
+    result.data()[head] = T(norm(inverted ? inverse(matrix) : matrix));
   }
   return result;
 }
@@ -236,7 +236,7 @@ void test_mesa(const KernelSet<T>& set, const Sizes& size, Memory memory, const 
   const Tensor<T> write(tokens, memory, [] { return std::max(0.0, uniform(-0.3, 2)); });
   const Tensor<T> log_forget(tokens, memory, [&] { return uniform(gates.deepest, 0); });
   const Tensor<T> matrix = definite<T>(size);
-  const Tensor<T> largest = sizes_of_inverses(matrix, size);
+  const Tensor<T> largest = sizes_of_states(matrix, size, !gates.constant);
   const Tensor<T> association({batch, heads, dim_v, dim}, Memory::contiguous, normal);
   const bool gated = gates.write || gates.forget;
 

@@ -160,11 +160,7 @@ void naive_mesa_head(const mesascope::MesaProblem<T>& problem, Index b, Index h,
     for (Index d = 0; d < dim; ++d) start(d, d) += ridge[d];
   std::vector<Matrix> inverses{inverse(start)};  // before every token
   Vector forgotten{1};                           // the product of all forget factors, up to there
-  double trace = 0, rest = problem.matrix ? norm(state) : *largest;
-  if (problem.constant) {
-    rest = 0;
-    for (Index d = 0; d < dim; ++d) rest += state(d, d);
-  }
+  double trace = 0, rest = problem.matrix ? norm(state) : problem.constant ? 0 : *largest;
   for (Index t = 0; t < time; ++t) {
     const Vector q = row(problem.q, b, t, h, dim), k = row(problem.k, b, t, h, dim), v = row(problem.v, b, t, h, dim_v);
     state.scale(forget(t)), association.scale(forget(t));
@@ -201,7 +197,7 @@ void naive_mesa_head(const mesascope::MesaProblem<T>& problem, Index b, Index h,
     }
   }
   // where nothing is forgotten they do not look closely before it matters
-  if (!gated) condition.high = std::max(condition.high, 64.0);
+  if (!gated) condition.high = std::max(condition.high, 128.0);
   results.gains.push_back(gain), results.conditions.push_back(condition);
   append(results.final_matrix, problem.constant ? state.data : inverse(state).data);
   append(results.final_association, association.data);

@@ -100,17 +100,19 @@ def mesa_attention(
         o, `[B, T, H, Dv]` in the dtype of q, or (o, state). Both are differentiable in every argument and in `state`;
         "reference" and "chunked" any number of times (reverse mode). If B, T or H is 0 the output is empty.
 
-    Accuracy, as relative root-mean-square error against float64 for queries and keys of norm 1: in float32 1e-5 for the
-    output and all gradients if ridge is 0.1 to 10, and 1e-4 (gradient of the ridge 1e-3) at 0.01; the gradient of the
-    ridge, which is small where keys leave directions out, 1e-4 there; in float64 1e-10. Operands in float32 are
-    computed in float64 where gains and condition numbers say that float32 would lose more: where keys leave directions
-    out over many tokens, or forgetting winds up. "chunked" verifies every solve, and "native" leaves to it what float64
-    may not solve: it is refused when its residual exceeds 1 %, near a condition number of H_t of 1e13.
+    Accuracy, as relative root-mean-square error against float64 for keys of norm 1 and queries in all directions alike:
+    in float32 1e-5 for the output and all gradients if ridge is 0.1 to 10, and 1e-4 (gradient of the ridge 1e-3) at
+    0.01; the gradient of the ridge, which is small where keys leave directions out, 1e-4 there; in float64 1e-10.
+    Operands in float32 are computed in float64 where gains and condition numbers say that float32 would lose more:
+    where keys leave directions out over many tokens, or forgetting winds up. "chunked" verifies every solve, and
+    "native" leaves to it what float64 may not solve: it is refused when its residual exceeds 1 %, near a condition
+    number of H_t of 1e13.
 
     Under torch.compile the op is not fused: it breaks the graph and runs as it is; torch.export is refused. Under
     torch.autocast it computes in float32. Where a tracer or a dispatch mode looks on, and inside torch.vmap and
-    torch.func.grad, "auto" is chunked and "native" an error; under vmap values are not checked and float32 stays
-    float32, but a failing solve is still an error of "chunked". Forward-mode differentiation raises torch's own error.
+    torch.func.grad, "auto" is chunked and "native" an error; under vmap values are not checked, but a failing solve is
+    still an error of "chunked", and there and in a trace float32 stays float32. Forward-mode differentiation raises
+    torch's own error.
 
     Raises:
         InputError: shapes, types, devices or values are not as above, or the problem is singular in this dtype: the
@@ -171,7 +173,7 @@ def mesa_attention_map(
         return q.transpose(1, 2) @ k.permute(0, 2, 3, 1) + operands.empty_output().sum()
     with full_precision(q.device):
         case = Case(*operands, regularizer, None, False)
-        case = case.to(torch.float64) if too_few(case) else case
+        case = (case.to(torch.float64) if too_few(case) else case).expanded()
         queries, keys = case.q.transpose(1, 2), case.k.transpose(1, 2)
         forget, strength = (None if gate is None else gate.transpose(1, 2) for gate in (case.log_forget, case.write))
         weights = solve_queries(queries, keys, case.ridge, forget, strength, regularizer, None) @ keys.mT

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mesascope.ops.mesa.checks import expand_ridge
 from mesascope.ops.mesa.problem import Regularizer
 from mesascope.ops.mesa.state import MesaState
 
@@ -15,7 +16,7 @@ class Case(NamedTuple):
     Attributes:
         q, k: `[B, T, H, D]`.
         v: `[B, T, H, Dv]`.
-        ridge: `[B, H, D]`, often expanded; for the native kernels of any shape that `expand_ridge` takes.
+        ridge: of any shape that `expand_ridge` takes; `[B, H, D]`, often expanded, where it is `expanded`.
         log_forget, write: `[B, T, H]` or None.
         regularizer: "initial" or "constant".
         state: to start from, or None; with "initial" the ridge is inside it and the operand is not used.
@@ -31,6 +32,11 @@ class Case(NamedTuple):
     regularizer: Regularizer
     state: MesaState | None
     return_state: bool
+
+    def expanded(self) -> "Case":
+        """The same with a ridge `[B, H, D]`."""
+        batch, _, heads, d = self.k.shape
+        return self._replace(ridge=expand_ridge(self.ridge, batch, heads, d))
 
     def to(self, dtype: torch.dtype) -> "Case":
         """The same in another dtype."""

@@ -20,58 +20,53 @@ _CHUNK = 32
 _POWERS = 5
 
 
-class Regime(NamedTuple):
-    """Up to which gain, and then up to which condition number, a dtype keeps what is promised."""
+class Limits(NamedTuple):
+    """Up to which gain and which condition number a dtype keeps what is promised."""
 
     gain: float
     condition: float
 
 
-Regimes = dict[torch.dtype, tuple[Regime, ...]]
+_REMEMBERING = Limits(128, 100)
+"""In float32 the error is about 1e-7 of either: 1e-5."""
 
-_REMEMBERING: Regimes = {
-    torch.float32: (Regime(16, 100), Regime(128, 1000)),
-    torch.float64: (Regime(1e5, 1e8),),
-}
-"""Where nothing is forgotten the error is about 1e-7 of either in float32: 1e-5 with keys of norm 1 and a ridge down to
-0.1, 1e-4 with a ridge down to 0.01."""
+_SMALL_RIDGE, _REMEMBERING_WITH_SMALL_RIDGE = 0.1, Limits(128, 1000)
+"""With a smaller ridge 1e-4 is promised where nothing is forgotten; where something is, gains grow with any ridge."""
 
-_FORGETTING: Regimes = {torch.float32: (Regime(128, 100),), torch.float64: (Regime(1e5, 1e8),)}
-"""Where the past is forgotten gains grow, whatever the ridge is."""
-
-_LEARNING_TO_FORGET: Regimes = {torch.float32: (Regime(16, 20),), torch.float64: (Regime(1e5, 1e8),)}
+_LEARNING_TO_FORGET = Limits(16, 20)
 """The gradient of log_forget, a sum of terms of both signs, loses up to ten times as much."""
 
+_IN_DOUBLE = Limits(1e5, 1e8)
 
-def enough(gain: float, condition: float, dtype: torch.dtype, log_forget: Tensor | None) -> bool:
-    """Whether a dtype keeps what is promised, for the largest gain and condition number of all tokens."""
-    if log_forget is None:
-        regimes = _REMEMBERING
-    elif log_forget.requires_grad and torch.is_grad_enabled():
-        regimes = _LEARNING_TO_FORGET
+
+def enough(gain: float, condition: float, ridge: float, dtype: torch.dtype, log_forget: Tensor | None) -> bool:
+    """Whether a dtype keeps what is promised, for the largest gain and condition number and the smallest ridge."""
+    if dtype == torch.float64:
+        limits = _IN_DOUBLE
+    elif log_forget is None:
+        limits = _REMEMBERING if ridge >= _SMALL_RIDGE else _REMEMBERING_WITH_SMALL_RIDGE
     else:
-        regimes = _FORGETTING
-    largest = next((regime.condition for regime in regimes[dtype] if gain <= regime.gain), -math.inf)
-    return condition <= largest
+        limits = _LEARNING_TO_FORGET if log_forget.requires_grad and torch.is_grad_enabled() else _REMEMBERING
+    return gain <= limits.gain and condition <= limits.condition
 
 
 def too_few(case: Case) -> bool:
     """Whether a case in float32 needs float64; looked at closely only where simple bounds do not say so.
 
-    Where values are not known nobody can tell, and not all devices have float64.
+    Where values are not known nobody can tell, traces hold for others, and not all devices have float64.
     """
     known = not tracing() and torch._C._get_tracing_state() is None and case.k.device.type != "mps"
     if case.k.dtype != torch.float32 or not known:
         return False
-    problem = _problem(case)
-    return not any(enough(*found(problem), torch.float32, case.log_forget) for found in (bounds, estimates))
+    problem, ridge = _problem(case), math.inf if case.state is not None else float(case.ridge.detach().min())
+    return not any(enough(*found(problem), ridge, torch.float32, case.log_forget) for found in (bounds, estimates))
 
 
 @torch.no_grad()
 def _problem(case: Case) -> Problem:
     k = case.k.transpose(1, 2)
     write, log_forget = (None if gate is None else gate.transpose(1, 2) for gate in (case.write, case.log_forget))
-    ridge, gram = case.ridge, None
+    ridge, gram = case.expanded().ridge, None
     if case.state is not None:
         gram = (case.state.matrix + case.state.matrix.mT) / 2
         if case.regularizer == "initial":
@@ -94,12 +89,12 @@ def estimates(problem: Problem) -> tuple[float, float]:
     k, written, log_forget = problem.k, problem.written, problem.log_forget
     ridge, state = torch.diag_embed(problem.ridge), problem.fading()
     state = torch.zeros_like(ridge) if state is None else state
-    kept = ridge if problem.regularizer == "constant" else torch.zeros_like(ridge)
-    largest = k.new_zeros(2)
+    constant = problem.regularizer == "constant"
+    kept = ridge if constant else torch.zeros_like(ridge)
+    widest = 1 / problem.ridge.amin(-1)  # the inverse, where the ridge is kept
+    largest = k.new_zeros(3)
     for chunk in _chunks(k.shape[2], log_forget is not None):
         inverse, singular = torch.linalg.inv_ex(state + kept)
-        if bool(singular.any()):
-            return math.inf, math.inf
         gains = ((k[:, :, chunk] @ inverse) * written[:, :, chunk]).sum(-1)
         spread = torch.linalg.matrix_norm(inverse) / math.sqrt(k.shape[-1])
         if log_forget is None:
@@ -110,10 +105,13 @@ def estimates(problem: Problem) -> tuple[float, float]:
             left, remaining = (sums[..., -1:] - sums).exp()[..., None], sums.exp()
             state = remaining[..., -1, None, None] * state + k[:, :, chunk].mT @ (left * written[:, :, chunk])
             gains, spread = gains / remaining, spread / remaining[..., -1]
+        if constant:
+            gains = torch.minimum(gains, widest[..., None] * (k[:, :, chunk] * written[:, :, chunk]).sum(-1))
+            spread = torch.minimum(spread, widest)
         conditions = spread * _largest_eigenvalue(state + kept)
-        largest = torch.maximum(largest, torch.stack([gains.max(), conditions.max()]))
-    gain, condition = largest.tolist()
-    return gain, condition
+        largest = torch.maximum(largest, torch.stack([gains.max(), conditions.max(), singular.max().to(k.dtype)]))
+    gain, condition, failed = largest.tolist()
+    return (math.inf, math.inf) if failed else (gain, condition)
 
 
 def _chunks(time: int, forgetting: bool) -> Iterator[slice]:
@@ -126,9 +124,11 @@ def _chunks(time: int, forgetting: bool) -> Iterator[slice]:
 
 
 def _largest_eigenvalue(matrices: Tensor) -> Tensor:
-    """Of positive definite matrices, from below: a few powers applied to the column with the largest diagonal."""
+    """Of positive definite matrices, from below: a few powers, of the column with the largest diagonal and others."""
     column = matrices.diagonal(dim1=-2, dim2=-1).argmax(-1)[..., None, None].expand(*matrices.shape[:-1], 1)
+    unlike = torch.arange(1.0, 1 + matrices.shape[-1], dtype=matrices.dtype, device=matrices.device).cos()[:, None]
     vector = matrices.gather(-1, column)
+    vector = vector / torch.linalg.vector_norm(vector, dim=-2, keepdim=True) + unlike / torch.linalg.vector_norm(unlike)
     for _ in range(_POWERS):
         vector = matrices @ (vector / torch.linalg.vector_norm(vector, dim=-2, keepdim=True))
     return torch.linalg.vector_norm(vector, dim=-2)[..., 0]

@@ -12,7 +12,7 @@ from torch import Tensor
 from mesascope.errors import InputError
 from mesascope.ops.kernels import native_kernels, unobserved
 from mesascope.ops.mesa.case import Case
-from mesascope.ops.mesa.checks import check_finite, check_ridge, expand_ridge
+from mesascope.ops.mesa.checks import check_finite, check_ridge
 from mesascope.ops.mesa.digits import enough
 from mesascope.ops.mesa.gated import remaining_at_end
 from mesascope.ops.mesa.native_operators import Evidence, Inputs, differentiable_mesa_forward, mesa_forward
@@ -56,13 +56,8 @@ def _accurate(case: Case, evidence: Evidence) -> bool:
     if not seen_finite or case.v.shape[-1] == 0:
         check_finite({"q": case.q, "k": case.k, "v": case.v})
     # not finite, though the operands are: it has overflowed
-    return seen_finite and enough(evidence.gain, evidence.condition, case.k.dtype, case.log_forget)
-
-
-def _expanded(case: Case) -> Case:
-    """The same with a ridge `[B, H, D]`."""
-    batch, _, heads, d = case.k.shape
-    return case._replace(ridge=expand_ridge(case.ridge, batch, heads, d))
+    ridge = evidence.smallest_ridge if case.state is None else math.inf
+    return seen_finite and enough(evidence.gain, evidence.condition, ridge, case.k.dtype, case.log_forget)
 
 
 def attend(case: Case) -> tuple[Tensor, MesaState | None]:
@@ -89,26 +84,28 @@ def compute(case: Case) -> tuple[Tensor, MesaState | None]:
     After other work, which leaves the caches full of its data, an operation of torch takes tens of microseconds instead
     of one: without a state there are next to none but the kernels.
     """
+    given = case
     if case.state is not None or case.return_state:
         check_ridge(case.ridge)  # by the kernels that is done too late for what is composed here
-        case = _expanded(case)
+        case = case.expanded()
     q, k, v, ridge, log_forget, write, regularizer, state, return_state = case
     if state is not None and not _usable(state, ridge):
         return PORTABLE["chunked"](case)
     # the gradient of a state takes two products with its inverse
     if k.dtype == torch.float32 and torch.is_grad_enabled() and state is not None and state.matrix.requires_grad:
-        return _in_double(case)
+        return _in_double(given)
     matrix = association = None
     if state is not None:
         matrix, association = (state.matrix + state.matrix.mT) / 2, state.association
     constant = regularizer == "constant" and log_forget is not None
     start, largest = matrix, None
     if matrix is not None and regularizer == "initial":
-        largest = _largest_eigenvalue(torch.linalg.inv(matrix.detach().double()))
-    elif matrix is not None and not constant:
-        # nothing is forgotten, so the ridge may as well be: H_0 = C_0 + ridge
-        hessian = matrix.double() + torch.diag_embed(ridge.double())
-        start, largest = torch.linalg.inv(hessian).to(k.dtype), _largest_eigenvalue(hessian)
+        largest = _largest_eigenvalue(torch.linalg.inv_ex(matrix.detach()).inverse)
+    elif matrix is not None:
+        # where nothing is forgotten the ridge may as well be: H_0 = C_0 + ridge
+        hessian = matrix if constant else matrix.double() + torch.diag_embed(ridge.double())
+        start = hessian if constant else torch.linalg.inv(hessian)
+        largest = _largest_eigenvalue(hessian)
     start, largest, association = (
         None if x is None else x.to(k.dtype).contiguous() for x in (start, largest, association)
     )
@@ -120,7 +117,7 @@ def compute(case: Case) -> tuple[Tensor, MesaState | None]:
     else:
         o, evidence, _, final_matrix, final_association = mesa_forward(inputs, final=return_state)
     if not _accurate(case, evidence):
-        return _in_double(case) if k.dtype == torch.float32 else PORTABLE["chunked"](case)
+        return _in_double(given) if k.dtype == torch.float32 else PORTABLE["chunked"](given)
     if not return_state:
         return o, None
     vanished = log_forget is not None and bool((log_forget < _LEAST_LOG_FORGET[k.dtype]).any())
@@ -132,7 +129,7 @@ def compute(case: Case) -> tuple[Tensor, MesaState | None]:
 @torch.no_grad()
 def _largest_eigenvalue(matrix: Tensor) -> Tensor:
     """An upper bound for positive definite matrices `[..., D, D]`, at most D^(1/16) times too large."""
-    size = torch.linalg.matrix_norm(matrix)
+    size = torch.linalg.matrix_norm(matrix).clamp(min=torch.finfo(matrix.dtype).tiny)
     power = matrix / size[..., None, None]
     for _ in range(3):
         power = power @ power

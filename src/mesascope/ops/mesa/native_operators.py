@@ -24,7 +24,7 @@ class Inputs(NamedTuple):
         ridge: of any shape that `expand_ridge` takes.
         write, log_forget: `[B, T, H]` or None.
         matrix: H_0^-1, or C_0 if `constant`, `[B, H, D, D]`, contiguous; or None.
-        largest: an upper bound of the eigenvalues of H_0, `[B, H]`, contiguous; only with H_0^-1.
+        largest: an upper bound of the eigenvalues of H_0, or C_0 if `constant`, `[B, H]`, contiguous; with a matrix.
         association: G_0, `[B, H, Dv, D]`, contiguous; or None.
         constant: whether the ridge is not forgotten.
     """
@@ -45,9 +45,9 @@ class Evidence(NamedTuple):
     """What tells how many digits are kept, the largest over all heads and tokens.
 
     Attributes:
-        gain: write_t k_t . H^-1 k_t, with what H was before a chunk of tokens.
+        gain: write_t k_t . H^-1 k_t, with what H was before a chunk of tokens; the ridge if `constant`.
         condition: an estimate of the condition number of H_t for queries of all directions alike, |H_t| |H_t^-1| /
-            sqrt(D) with the Frobenius norm of H_t^-1; if `constant`, a bound of the condition number.
+            sqrt(D) with the Frobenius norm of H_t^-1.
         zero: 0; NaN if k or o is not finite, or has overflowed in a sum. Without columns of v nothing is known of q.
         smallest_ridge, largest_ridge: over all coordinates.
     """

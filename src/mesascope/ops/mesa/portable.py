@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mesascope.ops.mesa import chunked, digits, reference
 from mesascope.ops.mesa.case import Case
-from mesascope.ops.mesa.checks import completed_ridge
+from mesascope.ops.mesa.checks import check_finite, check_ridge
 from mesascope.ops.mesa.state import MesaState
 from mesascope.ops.operands import autocast
 
@@ -23,14 +23,20 @@ def full_precision(device: torch.device) -> AbstractContextManager[Any]:
 
 
 def _checked(attend: Attend) -> Attend:
-    """The same for a ridge of any shape, which refuses values that only the native kernels look at by themselves."""
+    """The same, which refuses values that only the native kernels look at by themselves."""
 
     def checked(case: Case) -> tuple[Tensor, MesaState | None]:
-        ridge = completed_ridge(case.q, case.k, case.v, case.ridge)
+        check_ridge(case.ridge)
+        check_finite({"q": case.q, "k": case.k, "v": case.v})
         with full_precision(case.q.device):
-            return attend(case._replace(ridge=ridge))
+            return attend(case)
 
     return checked
+
+
+def _expanding(attend: Attend) -> Attend:
+    """The same for a ridge of any shape."""
+    return lambda case: attend(case.expanded())
 
 
 def _with_all_digits(attend: Attend) -> Attend:
@@ -46,6 +52,7 @@ def _with_all_digits(attend: Attend) -> Attend:
 
 
 PORTABLE: dict[str, Attend] = {
-    "reference": _checked(reference.attend),
-    "chunked": _checked(_with_all_digits(chunked.attend)),
+    "reference": _checked(_expanding(reference.attend)),
+    # the ridge is expanded in float64, too, so that its gradient is summed in it
+    "chunked": _checked(_with_all_digits(_expanding(chunked.attend))),
 }
