@@ -56,8 +56,7 @@ def _accurate(case: Case, evidence: Evidence) -> bool:
     if not seen_finite or case.v.shape[-1] == 0:
         check_finite({"q": case.q, "k": case.k, "v": case.v})
     # not finite, though the operands are: it has overflowed
-    ridge = evidence.smallest_ridge if case.state is None else math.inf
-    return seen_finite and enough(evidence.gain, evidence.condition, ridge, case.k.dtype, case.log_forget)
+    return seen_finite and enough(evidence.gain, evidence.condition, case.k.dtype, case.log_forget)
 
 
 def attend(case: Case) -> tuple[Tensor, MesaState | None]:
