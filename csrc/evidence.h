@@ -43,7 +43,7 @@ struct Evidence {
   Element spread;          // |R| / sqrt(D) before the chunk
   Element widest;          // which a ridge that is not forgotten keeps it below
   Vector zeros;
-  bool constant, forgetting, estimating;
+  bool keeps_ridge, forgetting, estimating;
   Index chunks;
 
   void allocate(Workspace<Layout>& space, Index dim) {
@@ -53,16 +53,16 @@ struct Evidence {
 
   // with the largest eigenvalue of H_0 and its inverse, or the diagonal of that as a row
   void begin(Element largest, View<const Element> inverse, Index rows, Index dim, bool forgets) {
-    clear(dim);
+    reset(dim);
     bound = largest, kept = Element{}, spread = size(inverse, rows, dim);
-    constant = false, forgetting = estimating = forgets;
+    keeps_ridge = false, forgetting = estimating = forgets;
   }
 
   // with a ridge that is not forgotten, and the largest eigenvalue of C_0
   void begin_constant(Element largest_ridge, Element smallest_ridge, Element largest, Index dim) {
-    clear(dim);
+    reset(dim);
     bound = largest, kept = largest_ridge, spread = widest = T(1) / smallest_ridge;
-    constant = forgetting = estimating = true;
+    keeps_ridge = forgetting = estimating = true;
   }
 
   // effective keys of a chunk, as rows and transposed
@@ -75,11 +75,11 @@ struct Evidence {
         return Vector(x * x);
       });
       squares += square;
-      if (constant) MESASCOPE_ISA::store(along.data + t, square);
+      if (keeps_ridge) store(along.data + t, square);
     }
     zeros += T(0) * squares;
     Element grown = spread / gates.last_decay;
-    if (constant) {
+    if (keeps_ridge) {
       grown = grown < widest ? grown : widest;
       for (Index t = 0; t < n; ++t) raise(row.data[0], along.data[t] * gates.at(gates.decay, t) * widest);
     }
@@ -109,7 +109,7 @@ struct Evidence {
     Element found{};
     for (int probe = 0; probe < probes; ++probe) {
       solve(solved.data, random.from_row(probe).data);
-      found += sum_of_squares(constant_row(solved, 0), 1, dim) / sum_of_squares(constant_row(random, probe), 1, dim);
+      found += sum_of_squares(constant(solved), 1, dim) / sum_of_squares(constant(random.from_row(probe)), 1, dim);
     }
     spread = square_root<T>(Element(found / T(probes)));
   }
@@ -123,21 +123,17 @@ struct Evidence {
     }
   }
 
-  void store(const MesaProblem<T>& problem, const Group<Layout>& group) {
+  void finish(const MesaProblem<T>& problem, const Group<Layout>& group) {
     row.data[2] = sum_lanes<Layout>(zeros);
-    store_rows(problem.evidence, constant_row(row, 0), group, 0, 1, 3);
+    store_rows(problem.evidence, constant(row), group, 0, 1, 3);
   }
 
  private:
-  void clear(Index dim) {
-    MESASCOPE_ISA::clear<Layout>(row, 0, 1), MESASCOPE_ISA::clear<Layout>(products, 0, probes);
+  void reset(Index dim) {
+    clear<Layout>(row, 0, 1), clear<Layout>(products, 0, probes);
     for (int probe = 0; probe < probes; ++probe)
       for (Index d = 0; d < dim; ++d) random.from_row(probe).data[d] = Element{} + random_number<T>(probes * d + probe);
     zeros = Vector{}, trace = Element{}, chunks = 0;
-  }
-
-  static View<const Element> constant_row(View<Element> matrix, int index) {
-    return {matrix.data + index * matrix.rows, matrix.rows};
   }
 
   // not less than a value, and NaN if either is
@@ -149,7 +145,7 @@ struct Evidence {
       const Element* p = random.from_row(probe).data;
       for (Index t = 0; t < chunk; t += width) {
         const View<const Element> tokens = k_t.from_column(t);
-        MESASCOPE_ISA::store(along.data + t, sum_over(dim, [&](Index d) {
+        store(along.data + t, sum_over(dim, [&](Index d) {
                                return Vector(load<Vector>(tokens.data + d * tokens.rows) * p[d]);
                              }));
       }
@@ -157,7 +153,7 @@ struct Evidence {
       for (Index d = 0; d < dim; d += width) {
         Vector total = load<Vector>(product + d);
         for (Index t = 0; t < n; ++t) total += along.data[t] * load<Vector>(k.data + t * k.rows + d);
-        MESASCOPE_ISA::store(product + d, Vector(total * gates.last_decay));
+        store(product + d, Vector(total * gates.last_decay));
       }
     }
   }
@@ -171,7 +167,7 @@ struct Evidence {
       const Vector inner = sum_over(round_up(dim, width) / width, [&](Index d) {
         return Vector(load<Vector>(p + d * width) * load<Vector>(product + d * width));
       });
-      const Element square = sum_of_squares(constant_row(products, probe), 1, dim), mean = sum_lanes<Layout>(inner);
+      const Element square = sum_of_squares(constant(products.from_row(probe)), 1, dim), mean = sum_lanes<Layout>(inner);
       const Element found = square < trace * mean ? Element(square / mean) : trace;  // of rounding, if it is more
       raise(largest, found);
     }

@@ -277,7 +277,7 @@ struct MesaForward {
       // not finite if a query or a value is not, and where sums have overflowed
       evidence.add_outputs(constant(o), n, dim_v);
       finish_rows(problem.o, o, group, start, n, dim_v);
-      if (last) evidence.store(problem, group);
+      if (last) evidence.finish(problem, group);
       if (last && problem.final_association == nullptr) break;
       product<Layout, Into::add>(ahead, past, dim, dim_v, plus(k.transposed(), v, n));
       if (gates.any) scale<Layout>(past, gates.last_decay, dim, dim_v);

@@ -42,7 +42,9 @@ class Operands(NamedTuple):
 
     def completed(self) -> "Operands":
         """The same with a ridge `[B, H, D]`, after a look at the values that `prepare` leaves out."""
-        return self._replace(ridge=completed_ridge(self.q, self.k, self.v, self.ridge))
+        check_values(self.q, self.k, self.v, self.ridge)
+        batch, _, heads, d = self.q.shape
+        return self._replace(ridge=expand_ridge(self.ridge, batch, heads, d))
 
     def empty(self) -> bool:
         """Whether there is no token to compute."""
@@ -134,12 +136,10 @@ def expand_ridge(ridge: Tensor, batch: int, heads: int, d: int) -> Tensor:
     return (ridge if of_coordinates else ridge[..., None]).expand(batch, heads, d)
 
 
-def completed_ridge(q: Tensor, k: Tensor, v: Tensor, ridge: Tensor) -> Tensor:
-    """The ridge as `[B, H, D]`, after a look at the values that `prepare` leaves out."""
+def check_values(q: Tensor, k: Tensor, v: Tensor, ridge: Tensor) -> None:
+    """Raise an error unless the values that `prepare` leaves out are allowed."""
     check_ridge(ridge)
     check_finite({"q": q, "k": k, "v": v})
-    batch, _, heads, d = q.shape
-    return expand_ridge(ridge, batch, heads, d)
 
 
 def check_cu_seqlens(cu_seqlens: Tensor, operands: Operands) -> list[int]:

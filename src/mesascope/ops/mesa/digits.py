@@ -59,7 +59,7 @@ def too_few(case: Case) -> bool:
     if case.k.dtype != torch.float32 or not known:
         return False
     problem = _problem(case)
-    return not any(enough(*found(problem), torch.float32, case.log_forget) for found in (bounds, estimates))
+    return not any(enough(*found(problem), torch.float32, case.log_forget) for found in (_bounds, _estimates))
 
 
 @torch.no_grad()
@@ -75,7 +75,7 @@ def _problem(case: Case) -> Problem:
 
 
 @torch.no_grad()
-def bounds(problem: Problem) -> tuple[float, float]:
+def _bounds(problem: Problem) -> tuple[float, float]:
     """Upper bounds of the gain and the condition number; infinite where a state or forgetting hides the ridge."""
     if problem.gram is not None or problem.log_forget is not None:
         return math.inf, math.inf
@@ -84,7 +84,7 @@ def bounds(problem: Problem) -> tuple[float, float]:
 
 
 @torch.no_grad()
-def estimates(problem: Problem) -> tuple[float, float]:
+def _estimates(problem: Problem) -> tuple[float, float]:
     """The gain and the condition number, as far as H between chunks of tokens tells; infinite where it is singular."""
     k, written, log_forget = problem.k, problem.written, problem.log_forget
     ridge, state = torch.diag_embed(problem.ridge), problem.fading()
@@ -108,7 +108,7 @@ def estimates(problem: Problem) -> tuple[float, float]:
         if constant:
             gains = torch.minimum(gains, widest[..., None] * (k[:, :, chunk] * written[:, :, chunk]).sum(-1))
             spread = torch.minimum(spread, widest)
-        conditions = spread * _largest_eigenvalue(state + kept)
+        conditions = spread * largest_eigenvalue(state + kept)
         largest = torch.maximum(largest, torch.stack([gains.max(), conditions.max(), singular.max().to(k.dtype)]))
     gain, condition, failed = largest.tolist()
     return (math.inf, math.inf) if failed else (gain, condition)
@@ -123,12 +123,17 @@ def _chunks(time: int, forgetting: bool) -> Iterator[slice]:
         start = end
 
 
-def _largest_eigenvalue(matrices: Tensor) -> Tensor:
-    """Of positive definite matrices, from below: a few powers, of the column with the largest diagonal and others."""
+@torch.no_grad()
+def largest_eigenvalue(matrices: Tensor) -> Tensor:
+    """Of positive semidefinite matrices, from below, by powers: of the column with the largest diagonal and another."""
     column = matrices.diagonal(dim1=-2, dim2=-1).argmax(-1)[..., None, None].expand(*matrices.shape[:-1], 1)
     unlike = torch.arange(1.0, 1 + matrices.shape[-1], dtype=matrices.dtype, device=matrices.device).cos()[:, None]
-    vector = matrices.gather(-1, column)
-    vector = vector / torch.linalg.vector_norm(vector, dim=-2, keepdim=True) + unlike / torch.linalg.vector_norm(unlike)
+    vector = _unit(matrices.gather(-1, column)) + _unit(unlike)
     for _ in range(_POWERS):
-        vector = matrices @ (vector / torch.linalg.vector_norm(vector, dim=-2, keepdim=True))
+        vector = matrices @ _unit(vector)
     return torch.linalg.vector_norm(vector, dim=-2)[..., 0]
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    """Columns divided by their norms, but zeros."""
+    return vectors / torch.linalg.vector_norm(vectors, dim=-2, keepdim=True).clamp(min=torch.finfo(vectors.dtype).tiny)

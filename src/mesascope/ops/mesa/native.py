@@ -13,7 +13,7 @@ from mesascope.errors import InputError
 from mesascope.ops.kernels import native_kernels, unobserved
 from mesascope.ops.mesa.case import Case
 from mesascope.ops.mesa.checks import check_finite, check_ridge
-from mesascope.ops.mesa.digits import enough
+from mesascope.ops.mesa.digits import enough, largest_eigenvalue
 from mesascope.ops.mesa.gated import remaining_at_end
 from mesascope.ops.mesa.native_operators import Evidence, Inputs, differentiable_mesa_forward, mesa_forward
 from mesascope.ops.mesa.portable import PORTABLE
@@ -46,7 +46,7 @@ def _usable(state: MesaState, ridge: Tensor) -> bool:
 
 
 _LEAST_LOG_FORGET = {torch.float32: -40.0, torch.float64: -300.0}
-"""What the kernels take for the logarithm of a share that nothing remains of, unless nothing comes after it."""
+"""`least_log_forget` of csrc/gates.h: what forgets more is taken for this, which shows where no key comes after it."""
 
 
 def _accurate(case: Case, evidence: Evidence) -> bool:
@@ -89,7 +89,7 @@ def compute(case: Case) -> tuple[Tensor, MesaState | None]:
         case = case.expanded()
     q, k, v, ridge, log_forget, write, regularizer, state, return_state = case
     if state is not None and not _usable(state, ridge):
-        return PORTABLE["chunked"](case)
+        return PORTABLE["chunked"](given)
     # the gradient of a state takes two products with its inverse
     if k.dtype == torch.float32 and torch.is_grad_enabled() and state is not None and state.matrix.requires_grad:
         return _in_double(given)
@@ -99,12 +99,12 @@ def compute(case: Case) -> tuple[Tensor, MesaState | None]:
     constant = regularizer == "constant" and log_forget is not None
     start, largest = matrix, None
     if matrix is not None and regularizer == "initial":
-        largest = _largest_eigenvalue(torch.linalg.inv_ex(matrix.detach()).inverse)
+        largest = largest_eigenvalue(torch.linalg.inv_ex(matrix.detach()).inverse)
     elif matrix is not None:
         # where nothing is forgotten the ridge may as well be: H_0 = C_0 + ridge
         hessian = matrix if constant else matrix.double() + torch.diag_embed(ridge.double())
         start = hessian if constant else torch.linalg.inv(hessian)
-        largest = _largest_eigenvalue(hessian)
+        largest = largest_eigenvalue(hessian)
     start, largest, association = (
         None if x is None else x.to(k.dtype).contiguous() for x in (start, largest, association)
     )
@@ -123,16 +123,6 @@ def compute(case: Case) -> tuple[Tensor, MesaState | None]:
     if final_matrix is None or final_association is None or regularizer == "constant" or vanished:
         final_matrix, final_association = _final_state(k, v, ridge, log_forget, write, regularizer, matrix, association)
     return o, MesaState(regularizer, final_matrix, final_association)
-
-
-@torch.no_grad()
-def _largest_eigenvalue(matrix: Tensor) -> Tensor:
-    """An upper bound for positive definite matrices `[..., D, D]`, at most D^(1/16) times too large."""
-    size = torch.linalg.matrix_norm(matrix).clamp(min=torch.finfo(matrix.dtype).tiny)
-    power = matrix / size[..., None, None]
-    for _ in range(3):
-        power = power @ power
-    return size * torch.linalg.matrix_norm(power) ** (1 / 8)
 
 
 def _in_double(case: Case) -> tuple[Tensor, MesaState | None]:

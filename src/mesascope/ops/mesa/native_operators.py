@@ -24,7 +24,7 @@ class Inputs(NamedTuple):
         ridge: of any shape that `expand_ridge` takes.
         write, log_forget: `[B, T, H]` or None.
         matrix: H_0^-1, or C_0 if `constant`, `[B, H, D, D]`, contiguous; or None.
-        largest: an upper bound of the eigenvalues of H_0, or C_0 if `constant`, `[B, H]`, contiguous; with a matrix.
+        largest: the largest eigenvalue of H_0, or C_0 if `constant`, `[B, H]`, contiguous; with a matrix.
         association: G_0, `[B, H, Dv, D]`, contiguous; or None.
         constant: whether the ridge is not forgotten.
     """

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mesascope.ops.mesa import chunked, digits, reference
 from mesascope.ops.mesa.case import Case
-from mesascope.ops.mesa.checks import check_finite, check_ridge
+from mesascope.ops.mesa.checks import check_values
 from mesascope.ops.mesa.state import MesaState
 from mesascope.ops.operands import autocast
 
@@ -26,8 +26,7 @@ def _checked(attend: Attend) -> Attend:
     """The same, which refuses values that only the native kernels look at by themselves."""
 
     def checked(case: Case) -> tuple[Tensor, MesaState | None]:
-        check_ridge(case.ridge)
-        check_finite({"q": case.q, "k": case.k, "v": case.v})
+        check_values(case.q, case.k, case.v, case.ridge)
         with full_precision(case.q.device):
             return attend(case)
 
