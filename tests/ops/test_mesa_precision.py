@@ -196,19 +196,20 @@ def test_forgetting_what_keys_leave_out(regularizer: str, share: float, ridge: f
 
 @pytest.mark.skipif(not native_available(), reason="decided for compiled kernels only")
 @pytest.mark.parametrize(
-    ("gates", "keys", "ridge", "operand", "limit"),
+    ("gates", "time", "keys", "ridge", "operand", "limit"),
     [
-        ("plain", "random", 0.001, "k", 1e-4),
-        ("plain", "line", 0.1, "v", 1e-5),
-        ("forget", "random", 0.01, "log_forget", 1e-4),
-        ("forget", "subspace", 0.1, "v", 1e-5),
+        ("plain", 200, "random", 0.001, "k", 1e-4),
+        ("plain", 200, "line", 0.1, "v", 1e-5),
+        ("forget", 200, "random", 0.01, "log_forget", 1e-4),
+        ("forget", 50, "random", 0.1, "log_forget", 1e-5),
+        ("forget", 200, "subspace", 0.1, "v", 1e-5),
     ],
 )
 def test_large_gains_and_condition_numbers_are_computed_in_float64(
-    gates: str, keys: str, ridge: float, operand: str, limit: float, monkeypatch: pytest.MonkeyPatch
+    gates: str, time: int, keys: str, ridge: float, operand: str, limit: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the limits of the native kernels are for: beyond them float32 would lose the promised digits."""
-    operands = normalised(Case((1, 200, HEADS, 64, 64), gates=gates), ridge)
+    operands = normalised(Case((1, time, HEADS, 64, 64), gates=gates), ridge)
     operands = LEFT_OUT[keys](operands) if keys in LEFT_OUT else operands
     assert errors(operands, "native")[operand] <= limit
     monkeypatch.setattr(native, "_accurate", lambda case, evidence: True)
